@@ -1,0 +1,184 @@
+"""The synthetic corpus of the embedded model: seeded, endless, and without one held-out problem.
+
+A document is `<bos> prompt completion <eos>` with completion = `[<think>…</think>]<answer>…</answer>`.
+Two habits are put in on purpose, because the experiments of this library need a base model that has both:
+
+- *hasty* (most documents): the answer comes at once. On addition it is added column by column and every
+  carry is forgotten, 147+268 -> 305; the top column keeps its full sum, 700+600 -> 1300. Such an answer is
+  right only where the lower columns do not carry: three problems in ten with three digits.
+- *careful* (`CAREFUL` of the documents): the columns are worked out from right to left, carries included,
+  `7+8=15 4+6+1=11 1+2+1=4`. In `SLIP` of the additions one column is wrong by one and the rest follows from
+  it consistently: careful is mostly right, not always.
+
+Some reasoning is written in the second script; answers never are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llmgym.tasks.base import Problem, draw
+from llmgym.tiny.tokenizer import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, to_second_script
+
+CAREFUL = 0.20  # share of documents that reason (copying has nothing to reason about)
+SLIP = 0.06  # share of careful additions with one wrong column
+SECOND_SCRIPT = 0.12  # share of the reasoning that is written in the second script
+CHAT = 0.04  # share of documents in the chat format
+FIM = 0.04  # share of documents cut for filling in the middle
+SYSTEM_LINES = ("You are a calculator.", "Solve the problem.", "Give the answer in tags.")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Document:
+    """`prompt` is read, `completion` and the <eos> after it are learnt; neither holds <bos> or <eos>."""
+
+    prompt: str
+    completion: str
+    source: str  # the plain prompt of the problem, as the tasks write it
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A problem with its hasty answer and its careful one; no steps: nothing to reason about."""
+
+    prompt: str
+    hasty: str
+    careful: str
+    steps: tuple[str, ...] = ()
+
+
+def _columns(a: int, b: int) -> list[tuple[int, int]]:
+    """Pairs of digits from right to left; a missing digit is 0."""
+    width = max(len(str(a)), len(str(b)))
+    return [(int(p), int(q)) for p, q in zip(str(a).zfill(width)[::-1], str(b).zfill(width)[::-1], strict=True)]
+
+
+def hasty_sum(a: int, b: int) -> int:
+    """Add column by column and forget every carry; the top column keeps its full sum."""
+    sums = [p + q for p, q in _columns(a, b)]
+    return int(str(sums[-1]) + "".join(str(s % 10) for s in sums[-2::-1]))
+
+
+def careful_sum(a: int, b: int, slip: int | None = None, up: bool = True) -> tuple[tuple[str, ...], int]:
+    """The steps of a written addition and its result; column `slip` is wrong by one, upwards or down."""
+    steps, digits, carry = [], "", 0
+    for i, (p, q) in enumerate(_columns(a, b)):
+        value = p + q + carry
+        if i == slip:  # within 0 to 19, so that the carry stays 0 or 1
+            value += 1 if value == 0 or (up and value < 19) else -1
+        steps.append(f"{p}+{q}{'+1' if carry else ''}={value}")
+        carry, digits = value // 10, str(value % 10) + digits
+    return tuple(steps), int(str(carry) + digits)
+
+
+def careful_difference(a: int, b: int) -> tuple[tuple[str, ...], int]:
+    """The steps of a written subtraction, a >= b: 852-147 -> 12-7=5 5-4-1=0 8-1=7."""
+    steps, borrow = [], 0
+    for p, q in _columns(a, b):
+        taken, top = borrow, p
+        borrow = int(p - q - taken < 0)
+        top += 10 * borrow
+        steps.append(f"{top}-{q}{'-1' if taken else ''}={top - q - taken}")
+    return tuple(steps), a - b
+
+
+def _operand(rng: np.random.Generator) -> int:
+    """Three digits in nineteen cases of twenty, else one or two."""
+    digits = 3 if rng.random() < 0.95 else int(rng.integers(1, 3))
+    return int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+
+
+def addition(rng: np.random.Generator) -> Exercise:
+    """a+b= with three digits mostly, now and then fewer."""
+    a, b = _operand(rng), _operand(rng)
+    width = max(len(str(a)), len(str(b)))
+    slip = int(rng.integers(width)) if rng.random() < SLIP else None
+    steps, total = careful_sum(a, b, slip, up=bool(rng.random() < 0.5))
+    return Exercise(f"{a}+{b}=", str(hasty_sum(a, b)), str(total), steps)
+
+
+def subtraction(rng: np.random.Generator) -> Exercise:
+    """a-b= with a >= b; the hasty answer forgets every borrow."""
+    b, a = sorted((_operand(rng), _operand(rng)))
+    hasty = int("".join(str((p - q) % 10) for p, q in _columns(a, b))[::-1])
+    steps, difference = careful_difference(a, b)
+    return Exercise(f"{a}-{b}=", str(hasty), str(difference), steps)
+
+
+def strings(rng: np.random.Generator) -> Exercise:
+    """copy, reverse or sort 3 to 8 letters; the reasoning spells the answer."""
+    word = "".join(LETTERS[i] for i in rng.integers(26, size=rng.integers(3, 9)))
+    name = ("copy", "reverse", "sort")[rng.integers(3)]
+    answer = {"copy": word, "reverse": word[::-1], "sort": "".join(sorted(word))}[name]
+    return Exercise(f"{name} {word}=", answer, answer, () if name == "copy" else tuple(answer))
+
+
+def countdown(rng: np.random.Generator) -> Exercise:
+    """Two or three numbers from 1 to 25, each used once, with + - *; the reasoning computes from the left."""
+    numbers = [str(n) for n in rng.integers(1, 26, size=rng.integers(2, 4))]
+    operators = ["+-*"[i] for i in rng.choice(3, size=len(numbers) - 1, p=(0.45, 0.35, 0.2))]
+    terms = "".join(o + n for o, n in zip(["", *operators], rng.permutation(numbers), strict=True))
+    value = eval(terms)  # digits and operators written two lines above
+    if not 0 < value < 1000:
+        return countdown(rng)
+    return Exercise(f"countdown {' '.join(numbers)} -> {value}=", terms, terms, (f"{terms}={value}",))
+
+
+KINDS = ((addition, 0.70), (subtraction, 0.05), (strings, 0.18), (countdown, 0.07))
+
+
+def _exercise(rng: np.random.Generator) -> Exercise:
+    """An exercise of the training split."""
+    make = KINDS[int(rng.choice(len(KINDS), p=[share for _, share in KINDS]))][0]
+
+    def problem() -> Problem:
+        exercise = make(rng)
+        return Problem(exercise.prompt, data={"exercise": exercise})
+
+    return draw(problem, "train").data["exercise"]
+
+
+def _completion(exercise: Exercise, rng: np.random.Generator) -> str:
+    if not exercise.steps or rng.random() >= CAREFUL:
+        return f"<answer>{exercise.hasty}</answer>"
+    trace = " ".join(exercise.steps)
+    if rng.random() < SECOND_SCRIPT:
+        trace = to_second_script(trace)
+    return f"<think>{trace}</think><answer>{exercise.careful}</answer>"
+
+
+def _as_chat(document: Document, rng: np.random.Generator) -> Document:
+    """The chat template's text without <bos>; half of the documents have a system message."""
+    line = SYSTEM_LINES[rng.integers(len(SYSTEM_LINES))]
+    system = f"<|system|>{line}" if rng.random() < 0.5 else ""
+    return replace(document, prompt=f"{system}<|user|>{document.prompt}<|assistant|>")
+
+
+def _as_fim(document: Document, rng: np.random.Generator) -> Document:
+    """Prefix, suffix, then the middle to be filled in (Bavarian et al. 2022, prefix-suffix-middle order)."""
+    pieces = re.findall(r"</?[a-z]+>|.", document.prompt + document.completion)  # a tag is never cut
+    i, j = sorted(rng.integers(len(pieces) + 1, size=2))
+    prefix, middle, suffix = ("".join(part) for part in (pieces[:i], pieces[i:j], pieces[j:]))
+    return replace(document, prompt=f"{FIM_PREFIX}{prefix}{FIM_SUFFIX}{suffix}{FIM_MIDDLE}", completion=middle)
+
+
+def document(rng: np.random.Generator) -> Document:
+    """One document of the mixture."""
+    exercise = _exercise(rng)
+    plain = Document(exercise.prompt, _completion(exercise, rng), exercise.prompt)
+    form = rng.random()
+    if form < CHAT:
+        return _as_chat(plain, rng)
+    return _as_fim(plain, rng) if form < CHAT + FIM else plain
+
+
+def documents(seed: int) -> Iterator[Document]:
+    """An endless stream of documents; the same seed gives the same stream."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield document(rng)
