@@ -1,0 +1,6 @@
+"""Agents: one file each; all follow the four verbs learn, predict, save, load."""
+
+from llmgym.agents.grpo import GRPO, GRPOConfig
+from llmgym.agents.reinforce import REINFORCE, ReinforceConfig
+
+__all__ = ["GRPO", "REINFORCE", "GRPOConfig", "ReinforceConfig"]

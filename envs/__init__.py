@@ -1,6 +1,45 @@
-"""Environments of llmgym; `import llmgym` registers their ids."""
+"""Environments of llmgym; `import llmgym` registers their ids.
+
+What is given a language model loads torch, and what adapts to stable-baselines3 needs the extra `sb3`: these names
+are imported when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from llmgym.envs.text import BlockMDP, SequenceMDP, TextEnv, TokenMDP
 from llmgym.envs.vector import VectorTextEnv
 
-__all__ = ["BlockMDP", "SequenceMDP", "TextEnv", "TokenMDP", "VectorTextEnv"]
+if TYPE_CHECKING:
+    from llmgym.envs.sb3 import SB3VecEnv, TokenEmbeddingExtractor
+    from llmgym.envs.vector_wrappers import VectorHiddenStateObservation, VectorReferenceLogProb, VectorTopKActions
+    from llmgym.envs.wrappers import HiddenStateObservation, ReferenceLogProb, TopKActions
+
+__all__ = [
+    "BlockMDP",
+    "HiddenStateObservation",
+    "ReferenceLogProb",
+    "SB3VecEnv",
+    "SequenceMDP",
+    "TextEnv",
+    "TokenEmbeddingExtractor",
+    "TokenMDP",
+    "TopKActions",
+    "VectorHiddenStateObservation",
+    "VectorReferenceLogProb",
+    "VectorTextEnv",
+    "VectorTopKActions",
+]
+
+_LATER = {
+    "llmgym.envs.wrappers": ("HiddenStateObservation", "ReferenceLogProb", "TopKActions"),
+    "llmgym.envs.vector_wrappers": ("VectorHiddenStateObservation", "VectorReferenceLogProb", "VectorTopKActions"),
+    "llmgym.envs.sb3": ("SB3VecEnv", "TokenEmbeddingExtractor"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

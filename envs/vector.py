@@ -11,6 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from llmgym.env import check_render_mode
 from llmgym.mdp import ScorerFailed
 from llmgym.tasks import Problem
 from llmgym.text import EOS, ILLEGAL, LENGTH, TextMDP, TextState
@@ -29,7 +30,8 @@ class VectorTextEnv(VectorEnv):
             "Disabled": then a finished row ignores its action (reward 0, flags stay) until
             `reset(options={"reset_mask": bool [N]})`, which lets an agent run a batch in lockstep.
         mask_in_info: adds `info["action_mask"]`.
-        max_episode_steps: truncates an episode after so many steps; None for no outer limit.
+        max_episode_steps: truncates an episode after so many steps, as Gymnasium's `TimeLimit` does; None (or
+            `gym.make`'s -1) for no outer limit.
 
     `reset(options={"problem": [p_0, …, p_N-1]})` plays given problems (None draws one; a single `Problem` goes to
     every row).
@@ -49,16 +51,16 @@ class VectorTextEnv(VectorEnv):
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.mdp, self.num_envs, self.render_mode = mdp, num_envs, render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.mask_in_info, self.max_episode_steps = mask_in_info, max_episode_steps
+        self.mask_in_info, self.max_episode_steps = mask_in_info, _step_limit(max_episode_steps)
         self.single_observation_space, self.single_action_space = mdp.observation_space, mdp.action_space
         self.observation_space = batch_space(mdp.observation_space, num_envs)
         self.action_space = batch_space(mdp.action_space, num_envs)
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._problems: list[Problem] = [Problem("")] * num_envs
-        self._ready = False
         self._allocate()
 
     # Arrays a batch-wise reader (a policy, a rollout) needs; read-only by convention.
@@ -111,14 +113,12 @@ class VectorTextEnv(VectorEnv):
         infos: dict[str, Any] = {}
         for row in rows:
             infos = self._start(row, problems[row], infos)
-        self._ready = True
         self._show()
-        return self._observation(), self._with_mask(infos)
+        return self._observation(), self._with_mask(infos, rows)
 
     def step(self, actions: np.ndarray):
         """One action a row: int [N], or int [N, block_size]."""
-        if not self._ready:
-            raise ResetNeeded("the environment has no state yet: call reset() first")
+        self._check_started()
         over = self._terminated | self._truncated
         actions = self._checked(actions, ~over)
         infos: dict[str, Any] = {}
@@ -130,22 +130,25 @@ class VectorTextEnv(VectorEnv):
         self._steps[~over] += 1
         infos = self._judge(np.flatnonzero(~over & (self._finish > 0)), rewards, infos)
         if self.max_episode_steps is not None:
-            self._truncated |= ~over & ~self._terminated & (self._steps >= self.max_episode_steps)
+            self._truncated |= ~over & (self._steps >= self.max_episode_steps)
         # Copies: a same-step reset below clears the flags of the rows it starts anew.
         terminated, truncated = self._terminated.copy(), self._truncated.copy()
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             infos = self._restart(np.flatnonzero(terminated | truncated), infos)
         self._show()
-        return self._observation(), rewards, terminated, truncated, self._with_mask(infos)
+        infos = self._with_mask(infos, np.arange(self.num_envs))
+        return self._observation(), rewards, terminated, truncated, infos
 
     def action_masks(self) -> np.ndarray:
         """Legal actions of every row, bool [N, block_size · V]."""
+        self._check_started()
         if not self.mdp.constraints:
             return np.ones((self.num_envs, self.mdp.block_size * self.mdp.codec.vocab_size), bool)
         return np.stack([self.mdp.mask(state) for state in self.states])
 
     def get_state(self) -> dict[str, Any]:
         """An opaque, picklable snapshot of all rows."""
+        self._check_started()
         rngs = [None if rng is None else rng.bit_generator.state for rng in self._rngs]
         arrays = {name: getattr(self, name).copy() for name in _ARRAYS}
         return {"arrays": arrays, "problems": list(self._problems), "rngs": rngs}
@@ -158,12 +161,12 @@ class VectorTextEnv(VectorEnv):
         for row, state in enumerate(snapshot["rngs"]):
             if state is not None:
                 self._rng(row).bit_generator.state = state
-        self._ready = True
 
     def render(self):
         """One frame a row, as the single environment renders it."""
         if self.render_mode is None:
             return None
+        self._check_started()
         return tuple(self.mdp.render(state, self.render_mode) for state in self.states)
 
     def _allocate(self) -> None:
@@ -175,6 +178,11 @@ class VectorTextEnv(VectorEnv):
         self._key, self._steps = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self._finish = np.zeros(n, np.int8)
         self._terminated, self._truncated = np.zeros(n, bool), np.zeros(n, bool)
+
+    def _check_started(self) -> None:
+        # A prompt has at least one token: a row without one has never been reset.
+        if not self._n_prompt.all():
+            raise ResetNeeded("the environment has no state yet: call reset() or set_state() on every row first")
 
     def _rng(self, row: int) -> np.random.Generator:
         if self._rngs[row] is None:
@@ -256,6 +264,8 @@ class VectorTextEnv(VectorEnv):
         if not rows.size:
             return infos
         final, observation = infos, self._observation()
+        for row in rows if self.mask_in_info else ():
+            final = self._add_info(final, {"action_mask": self.mdp.mask(self.state(row))}, row)
         infos = {"final_info": final, "_final_info": np.isin(np.arange(self.num_envs), rows)}
         for row in rows:
             infos = self._add_info(infos, {"final_obs": {k: v[row] for k, v in observation.items()}}, row)
@@ -263,9 +273,10 @@ class VectorTextEnv(VectorEnv):
         return infos
 
     def _checked(self, actions: Any, live: np.ndarray) -> np.ndarray:
-        actions = np.asarray(actions).reshape(self.num_envs, -1)
-        if actions.shape[1] != self.mdp.block_size:
-            raise ValueError(f"actions must have shape [{self.num_envs}, {self.mdp.block_size}], got {actions.shape}")
+        actions, shape = np.asarray(actions), self.action_space.shape
+        if actions.shape != shape or actions.dtype.kind not in "iu":
+            raise ValueError(f"actions must be integers of shape {shape}, got {actions.dtype} of shape {actions.shape}")
+        actions = actions.reshape(self.num_envs, self.mdp.block_size)
         used, vocab = actions[live], self.mdp.codec.vocab_size
         if used.size and (used.min() < 0 or used.max() >= vocab):
             raise ValueError(f"token ids must lie in [0, {vocab}), got {used.min()} to {used.max()}")
@@ -275,9 +286,10 @@ class VectorTextEnv(VectorEnv):
         n_tokens = (self._length - self._n_prompt)[:, None]
         return {"attention_mask": self._attention.copy(), "input_ids": self._ids.copy(), "n_tokens": n_tokens}
 
-    def _with_mask(self, infos: dict[str, Any]) -> dict[str, Any]:
+    def _with_mask(self, infos: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
         if self.mask_in_info:
-            infos |= {"action_mask": self.action_masks(), "_action_mask": np.ones(self.num_envs, bool)}
+            told = np.isin(np.arange(self.num_envs), rows)
+            infos |= {"action_mask": self.action_masks() & told[:, None], "_action_mask": told}
         return infos
 
     def _show(self) -> None:
@@ -298,6 +310,14 @@ def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
     raise ValueError(f"autoreset_mode must be one of {[m.value for m in AutoresetMode]}, got {mode!r}")
 
 
+def _step_limit(steps: int | None) -> int | None:
+    if steps is None or steps == -1:  # gym.make's spelling of "no limit"
+        return None
+    if steps < 1:
+        raise ValueError(f"max_episode_steps must be at least 1, or None, got {steps}")
+    return steps
+
+
 def _reset_mask(mask: Any, num_envs: int) -> np.ndarray:
     mask = np.ones(num_envs, bool) if mask is None else np.asarray(mask)
     if mask.shape != (num_envs,) or mask.dtype != bool or not mask.any():
@@ -308,6 +328,8 @@ def _reset_mask(mask: Any, num_envs: int) -> np.ndarray:
 def _problem_list(problems: Any, num_envs: int) -> list[Problem | None]:
     if problems is None or isinstance(problems, Problem):
         return [problems] * num_envs
+    if isinstance(problems, str) or not isinstance(problems, Sequence):
+        raise ValueError(f"options['problem'] must be a Problem or a list of {num_envs} of them, got {problems!r}")
     if len(problems) != num_envs:
         raise ValueError(f"options['problem'] must hold {num_envs} problems, one a row, got {len(problems)}")
     return list(problems)

@@ -75,9 +75,11 @@ def token_ids(tokens: Iterable[int | str], tokenizer) -> tuple[int, ...]:
     """Ids of tokens given as ids or as strings that are single tokens.
 
     Raises:
-        ValueError: a string is not one token of this tokenizer.
+        ValueError: a string is not one token of this tokenizer, or a lone string was given.
     """
-    return tuple(t if isinstance(t, int) else _single_id(t, tokenizer) for t in tokens)
+    if isinstance(tokens, str):  # would be read letter by letter
+        raise ValueError(f"banned_tokens must be a list of ids or strings, got {tokens!r}: write [{tokens!r}]")
+    return tuple(_single_id(t, tokenizer) if isinstance(t, str) else int(t) for t in tokens)
 
 
 def _single_id(text: str, tokenizer) -> int:

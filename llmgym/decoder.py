@@ -11,9 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from llmgym.counters import Counters
 from llmgym.forward import make_forward
+
+# Fused optimisers change parameters without raising their version counters, so steps are counted beside these.
+_optimizer_steps = [0]
+
+
+def _count_step(*_: Any) -> None:
+    _optimizer_steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class Prediction(NamedTuple):
@@ -32,7 +43,8 @@ class IncrementalDecoder:
     """Keeps the longest common prefix of every row and feeds the rest.
 
     Rows that are no longer asked for lose their place, so that they cost nothing; asked for again, they are computed
-    afresh. Changing the model's parameters empties the cache.
+    afresh. An optimiser's step or an in-place change of a parameter empties the cache; after writing through
+    `parameter.data`, which leaves no trace, call `clear()`.
 
     Args:
         model: a Hugging Face causal language model.
@@ -48,8 +60,9 @@ class IncrementalDecoder:
         self._held_length = np.empty(0, np.int64)
 
     def clear(self) -> None:
-        """Forget every prefix (memory stays allocated)."""
+        """Forget every prefix and read the weights anew at the next call (memory stays allocated)."""
         self._rows, self._held_length = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._version = ()
 
     @torch.inference_mode()
     def predict(self, rows: np.ndarray, tokens: np.ndarray, lengths: np.ndarray) -> Prediction:
@@ -76,11 +89,11 @@ class IncrementalDecoder:
 
     def _refresh(self) -> None:
         """Drop everything that belongs to older parameters."""
-        version = tuple(p._version for p in self.model.parameters())
+        version = (_optimizer_steps[0], *(p._version for p in self.model.parameters()))
         if version != self._version:
-            self._version = version
-            self._forward.refresh()
             self.clear()
+            self._forward.refresh()
+            self._version = version
 
     def _place(self, rows: np.ndarray, width: int) -> np.ndarray:
         """Give every requested row one of the first n slots; returns which requested row sits in each slot."""

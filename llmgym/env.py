@@ -19,9 +19,7 @@ class MDPEnv(gym.Env):
     """
 
     def __init__(self, mdp: MDP, render_mode: str | None = None, mask_in_info: bool = False):
-        modes = self.metadata.get("render_modes", [])
-        if render_mode is not None and render_mode not in modes:
-            raise ValueError(f"render_mode must be None or one of {modes}, got {render_mode!r}")
+        check_render_mode(render_mode, self.metadata.get("render_modes", []))
         self.mdp, self.render_mode, self.mask_in_info = mdp, render_mode, mask_in_info
         self.observation_space, self.action_space = mdp.observation_space, mdp.action_space
         self._state: Any = None
@@ -88,3 +86,9 @@ class MDPEnv(gym.Env):
     def _info(self) -> dict[str, Any]:
         info = self.mdp.info(self._state)
         return info | {"action_mask": self.mdp.mask(self._state)} if self.mask_in_info else info
+
+
+def check_render_mode(mode: str | None, modes: list[str]) -> None:
+    """None or one of `modes`, else a `ValueError` that says so."""
+    if mode is not None and mode not in modes:
+        raise ValueError(f"render_mode must be None or one of {modes}, got {mode!r}")

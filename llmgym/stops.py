@@ -26,7 +26,8 @@ class StopAtText:
     tokenizer: Any
 
     def __call__(self, state: TextState, tokens: Sequence[int]) -> bool:
-        return self.text in self.tokenizer.decode(tokens, skip_special_tokens=False)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.text in text
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,15 @@ def make_stop(stop: str | Sequence[int] | StopRule | None, tokenizer: Any, block
     """A rule from its JSON-able spelling: a string to stop at, `[low, high]` for a random length, or a function.
 
     Raises:
-        ValueError: an empty string, or lengths outside 1 <= low <= high <= block_size.
+        ValueError: an empty string, lengths outside 1 <= low <= high <= block_size, or something else.
     """
     if stop is None or callable(stop):
         return stop
-    if isinstance(stop, str):
-        if not stop:
-            raise ValueError("stop must be a non-empty string, [low, high] or a function, got ''")
+    if isinstance(stop, str) and stop:
         return StopAtText(stop, tokenizer)
-    low, high = stop if len(stop) == 2 else (0, 0)
+    if not isinstance(stop, tuple | list) or [type(n) for n in stop] != [int, int]:
+        raise ValueError(f"stop must be a non-empty string, [low, high] or a function, got {stop!r}")
+    low, high = stop
     if not 1 <= low <= high <= block_size:
         raise ValueError(f"stop lengths need 1 <= low <= high <= block_size = {block_size}, got {list(stop)}")
-    return RandomLength(int(low), int(high))
+    return RandomLength(low, high)

@@ -246,11 +246,12 @@ class TextMDP(MDP[TextState, Any]):
         """The action's token ids as a list.
 
         Raises:
-            ValueError: another length than `block_size`, or an id outside the vocabulary.
+            ValueError: not `block_size` integers, or an id outside the vocabulary.
         """
-        tokens = np.atleast_1d(np.asarray(action)).tolist()
-        if len(tokens) != self.block_size:
-            raise ValueError(f"an action must have block_size = {self.block_size} tokens, got {len(tokens)}")
+        array = np.atleast_1d(np.asarray(action))
+        if array.shape != (self.block_size,) or array.dtype.kind not in "iu":
+            raise ValueError(f"an action must be block_size = {self.block_size} token ids, got {action!r}")
+        tokens = array.tolist()
         for token in tokens:
             if not 0 <= token < self.codec.vocab_size:
                 raise ValueError(f"token ids must lie in [0, {self.codec.vocab_size}), got {token}")
@@ -271,7 +272,7 @@ class TextMDP(MDP[TextState, Any]):
         try:
             terms = _checked(self.task.terms(state.problem, self.text(state), state.completion))
             reward = _checked({"reward": self.task.reward(terms)})["reward"]
-            return Outcome(reward, terms, self.task.is_success(terms))
+            return Outcome(reward, terms, bool(self.task.is_success(terms)))
         except Exception as error:  # a user's scorer may raise anything: marked in info, never turned into 0
             return ScorerFailed(f"{type(error).__name__}: {error}")
 
@@ -284,7 +285,11 @@ def _checked(terms: dict[str, Any]) -> dict[str, float]:
 
 
 def _check_counts(max_prompt_tokens: int, max_new_tokens: int, block_size: int, min_new_tokens: int) -> None:
-    for name, value in (("max_prompt_tokens", max_prompt_tokens), ("max_new_tokens", max_new_tokens)):
+    counts = {"max_prompt_tokens": max_prompt_tokens, "max_new_tokens": max_new_tokens}
+    for name, value in (counts | {"block_size": block_size, "min_new_tokens": min_new_tokens}).items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} must be an integer, got {value!r}")
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not 1 <= block_size <= max_new_tokens:

@@ -21,19 +21,22 @@ def load_tokenizer(name: Any) -> Any:
     """A Hugging Face tokenizer from `"tiny"`, a folder, a hub id, or the tokenizer object itself.
 
     Raises:
-        ValueError: nothing can be loaded under that name.
+        ValueError: nothing can be loaded under that name, or the object is no tokenizer.
     """
     if not isinstance(name, str | Path):
+        if not hasattr(name, "eos_token_id"):
+            raise ValueError(f"tokenizer must be 'tiny', a folder, a hub id or a tokenizer, got {name!r}")
         return name
     from transformers import AutoTokenizer  # two seconds of imports: only when something is loaded
 
     source = tiny_path() if str(name) == TINY else name
     try:
         return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files raise all kinds, a bare Exception of `tokenizers` among them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"no tokenizer could be loaded from {str(name)!r}: give 'tiny', a folder with tokenizer files or a "
-            f"hub id ({str(error).strip().splitlines()[0]})"
+            f"hub id ({reason})"
         ) from error
 
 
@@ -48,9 +51,11 @@ class Codec:
 
     def __init__(self, tokenizer: Any, cache_size: int = 4096):
         self.tokenizer = load_tokenizer(tokenizer)
+        name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
         if self.tokenizer.eos_token_id is None:
-            name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
             raise ValueError(f"tokenizer {name!r} has no EOS token: an episode could never end")
+        if len(self.tokenizer) < 2:  # what a folder with a config.json but no tokenizer files can give
+            raise ValueError(f"tokenizer {name!r} has a vocabulary of {len(self.tokenizer)}, it must have at least 2")
         self.vocab_size = len(self.tokenizer)
         self.eos_id = int(self.tokenizer.eos_token_id)
         pad = self.tokenizer.pad_token_id

@@ -10,10 +10,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmgym.tasks.base import split_of, well_formed
 from llmgym.tiny import MODEL_FOLDER, corpus, tokenizer
-from llmgym.tiny.measure import COLUMNS, complete, figures, held_out_additions, is_right
+from llmgym.tiny.measure import COLUMNS, complete, figures, held_out
 from llmgym.tiny.pretrain import PretrainConfig, build_model, collate, pretrain, schedule, summed_loss
 
 MARKS = (*tokenizer.ROLE_MARKS, tokenizer.FIM_PREFIX, tokenizer.FIM_MIDDLE, tokenizer.FIM_SUFFIX)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """The script sets the number of threads of the process: give it back to the other tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +121,10 @@ def sample():
 
 def test_corpus_holds_no_held_out_problem(sample):
     assert all(split_of(document.source) == "train" for document in sample)
-    held_out = {problem.prompt for problem in held_out_additions(1000, seed=0)}
+    test = {problem.prompt for problem in held_out("arithmetic", 1000, seed=0)}
     texts = [document.prompt + document.completion for document in sample]
     found = [p for text in texts for p in re.findall(r"\d{3}\+\d{3}=", text)]
-    assert len(found) > 2000 and not held_out.intersection(found)
+    assert len(found) > 2000 and not test.intersection(found)
     assert all(split_of(prompt) == "train" for prompt in found)
 
 
@@ -132,7 +140,7 @@ def test_corpus_mixture(sample):
     reasons = [document for document in sums if document.completion.startswith("<think>")]
     assert len(reasons) / len(sums) == pytest.approx(corpus.CAREFUL, abs=0.03)
     second = [document for document in reasons if set(document.completion) & set(tokenizer.SECOND_SCRIPT)]
-    assert len(second) / len(reasons) == pytest.approx(corpus.SECOND_SCRIPT, abs=0.05)
+    assert len(second) / len(reasons) == pytest.approx(corpus.SECOND_SCRIPT_SHARE, abs=0.05)
     for mark, share in (("<|user|>", corpus.CHAT), ("<|fim_prefix|>", corpus.FIM)):
         assert np.mean([mark in document.prompt for document in sample]) == pytest.approx(share, abs=0.015)
     for name in ("copy", "reverse", "sort", "countdown"):
@@ -142,13 +150,6 @@ def test_corpus_mixture(sample):
 def test_every_document_can_be_encoded(sample, tiny):
     ids = tiny([document.prompt + document.completion for document in sample])["input_ids"]
     assert not any(tiny.unk_token_id in row for row in ids)
-
-
-def test_countdown_is_scored_by_value():
-    problem = corpus.Problem("countdown 3 7 25 -> 46=", "25+3*7")
-    right = ["<answer>25+3*7</answer>", "<answer>7*3+25</answer>"]
-    wrong = ["<answer>46</answer>", "<answer>25+3+7</answer>", "<answer>3*7+25+</answer>", "<answer></answer>"]
-    assert all(is_right(problem, text) for text in right) and not any(is_right(problem, text) for text in wrong)
 
 
 # --- the script -----------------------------------------------------------------------------------------------------
@@ -183,7 +184,8 @@ def test_pretraining_learns_is_reproducible_and_leaves_a_folder(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": -1}, {"threads": 0}, {"problems": -1}])
 def test_bad_counts_are_refused_in_words(tmp_path, wrong):
-    with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must be at least . got {next(iter(wrong.values()))}"):
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ValueError, match=f"^{name} must be at least [01], got {value}$"):
         PretrainConfig(out=tmp_path / "model", **wrong)
 
 
@@ -210,10 +212,10 @@ def test_shipped_model_knows_its_marks(model, tiny):
 @pytest.mark.slow
 def test_base_accuracy_is_in_range(model, tiny):
     torch.manual_seed(0)
-    problems = held_out_additions(300, seed=1)
+    problems = held_out("arithmetic", 300, seed=1)
     prompts = [problem.prompt for problem in problems]
     greedy, sampled, forced = (
-        dict(zip(COLUMNS, figures(problems, complete(model, tiny, prompts, *how)), strict=True))
+        dict(zip(COLUMNS, figures("arithmetic", problems, complete(model, tiny, prompts, *how)), strict=True))
         for how in ((0.0,), (1.0,), (0.0, "<think>"))
     )
     for mode in (greedy, sampled):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -14,8 +15,8 @@ import numpy as np
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")
 
-WELL_FORMED = re.compile(r"(<think>(?:(?!</?think>|</?answer>).)*</think>)?<answer>[^<>]*</answer>", re.DOTALL)
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_NO_TAG = r"[^<]*(?:<(?!/?think>|/?answer>)[^<]*)*"  # linear in the length; a < that opens no tag is text
+WELL_FORMED = re.compile(rf"(?:<think>{_NO_TAG}</think>)?<answer>{_NO_TAG}</answer>")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class Task:
     failing_reward: float = 0.0
     chat_template: bool = False
     system: str | None = None
+
+    def configure(
+        self, weights: Mapping[str, float] | None = None, chat_template: bool = False, system: str | None = None
+    ) -> None:
+        """Check and set the options that every task has; `weights` takes the place of the default weights."""
+        if weights is not None:
+            self.weights = check_weights(weights, self.weights)
+        if not isinstance(chat_template, bool):
+            raise ValueError(f"chat_template must be True or False, got {chat_template!r}")
+        if system is not None and not (isinstance(system, str) and chat_template):
+            raise ValueError(f"system must be a string, beside chat_template=True, or None, got {system!r}")
+        self.chat_template, self.system = chat_template, system
 
     def problem(self, rng: np.random.Generator, split: Split = "train") -> Problem:
         """Draw one problem of `split`; the same generator state gives the same problem."""
@@ -131,6 +144,31 @@ def well_formed(text: str) -> bool:
 
 
 def extract_answer(text: str) -> str:
-    """The content of the last `<answer>` tag; without one, what follows `</think>`, stripped."""
-    found = ANSWER.findall(text)
-    return (found[-1] if found else text.rsplit("</think>", 1)[-1]).strip()
+    """The content of the last complete `<answer>` tag; without one, what follows `</think>`; stripped.
+
+    Reasoning that never ends holds no answer: after an unclosed `<think>` the answer is empty.
+    """
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))  # linear, whatever the text
+    if start >= 0:
+        return text[start + len("<answer>") : text.index("</answer>", start)].strip()
+    return text.rsplit("</think>", 1)[-1].split("<think>", 1)[0].strip()
+
+
+def check_int(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as an int in [low, high], or a sentence that says so."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer in [{low}, {high}], got {value!r}")
+    return int(value)
+
+
+def check_weights(weights: Any, terms: Iterable[str] | None) -> dict[str, float]:
+    """`weights` as finite floats whose names are among `terms` (None: any name)."""
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights must map names of terms to numbers, got {weights!r}")
+    known = None if terms is None else sorted(terms)
+    for name, value in weights.items():
+        if known is not None and name not in known:
+            raise ValueError(f"weights name the unknown term {name!r}: the terms are {', '.join(known)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"the weight of {name!r} must be a finite number, got {value!r}")
+    return {name: float(value) for name, value in weights.items()}

@@ -10,7 +10,8 @@ Two habits are put in on purpose, because the experiments of this library need a
   `7+8=15 4+6+1=11 1+2+1=4`. In `SLIP` of the additions one column is wrong by one and the rest follows from
   it consistently: careful is mostly right, not always.
 
-Some reasoning is written in the second script; answers never are.
+Some reasoning is written in the second script; answers never are. Problems are the training split's of the
+registered tasks.
 """
 
 from __future__ import annotations
@@ -21,16 +22,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmgym.tasks.base import Problem, draw
+from llmgym.tasks.arithmetic import Arithmetic
+from llmgym.tasks.base import Problem
+from llmgym.tasks.countdown import Countdown
+from llmgym.tasks.strings import Copy, Reverse, Sort
 from llmgym.tiny.tokenizer import FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, to_second_script
 
 CAREFUL = 0.20  # share of documents that reason (copying has nothing to reason about)
-SLIP = 0.06  # share of careful additions with one wrong column
-SECOND_SCRIPT = 0.12  # share of the reasoning that is written in the second script
+SLIP = 0.08  # share of careful additions with one wrong column
+SECOND_SCRIPT_SHARE = 0.12  # share of the reasoning that is written in the second script
 CHAT = 0.04  # share of documents in the chat format
 FIM = 0.04  # share of documents cut for filling in the middle
 SYSTEM_LINES = ("You are a calculator.", "Solve the problem.", "Give the answer in tags.")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ADDITIONS = (Arithmetic(3), *(Arithmetic(digits, min_digits=1) for digits in (1, 2, 3)))
+SUBTRACTION = Arithmetic(3, "-")
+WORDS = (Copy(), Reverse(), Sort())
+COUNTDOWNS = (Countdown(n_numbers=2), Countdown(n_numbers=3))
 
 
 @dataclass(frozen=True)
@@ -87,67 +94,52 @@ def careful_difference(a: int, b: int) -> tuple[tuple[str, ...], int]:
     return tuple(steps), a - b
 
 
-def _operand(rng: np.random.Generator) -> int:
-    """Three digits in nineteen cases of twenty, else one or two."""
-    digits = 3 if rng.random() < 0.95 else int(rng.integers(1, 3))
-    return int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
-
-
 def addition(rng: np.random.Generator) -> Exercise:
-    """a+b= with three digits mostly, now and then fewer."""
-    a, b = _operand(rng), _operand(rng)
-    width = max(len(str(a)), len(str(b)))
-    slip = int(rng.integers(width)) if rng.random() < SLIP else None
+    """a+b=, nine times in ten with three digits, else with up to one, two or three."""
+    problem, a, b = _draw_operands(ADDITIONS[0] if rng.random() < 0.9 else ADDITIONS[rng.integers(1, 4)], "+", rng)
+    slip = int(rng.integers(len(str(max(a, b))))) if rng.random() < SLIP else None
     steps, total = careful_sum(a, b, slip, up=bool(rng.random() < 0.5))
-    return Exercise(f"{a}+{b}=", str(hasty_sum(a, b)), str(total), steps)
+    return Exercise(problem.prompt, str(hasty_sum(a, b)), str(total), steps)
 
 
 def subtraction(rng: np.random.Generator) -> Exercise:
-    """a-b= with a >= b; the hasty answer forgets every borrow."""
-    b, a = sorted((_operand(rng), _operand(rng)))
+    """a-b=; the hasty answer forgets every borrow; where a < b both work with b-a and put a minus in front."""
+    problem, a, b = _draw_operands(SUBTRACTION, "-", rng)
+    sign, a, b = "-" if a < b else "", max(a, b), min(a, b)
     hasty = int("".join(str((p - q) % 10) for p, q in _columns(a, b))[::-1])
     steps, difference = careful_difference(a, b)
-    return Exercise(f"{a}-{b}=", str(hasty), str(difference), steps)
+    return Exercise(problem.prompt, f"{sign}{hasty}", f"{sign}{difference}", steps)
 
 
-def strings(rng: np.random.Generator) -> Exercise:
-    """copy, reverse or sort 3 to 8 letters; the reasoning spells the answer."""
-    word = "".join(LETTERS[i] for i in rng.integers(26, size=rng.integers(3, 9)))
-    name = ("copy", "reverse", "sort")[rng.integers(3)]
-    answer = {"copy": word, "reverse": word[::-1], "sort": "".join(sorted(word))}[name]
-    return Exercise(f"{name} {word}=", answer, answer, () if name == "copy" else tuple(answer))
+def words(rng: np.random.Generator) -> Exercise:
+    """copy, reverse or sort; the reasoning spells the answer."""
+    task = WORDS[rng.integers(3)]
+    problem = task.problem(rng, "train")
+    steps = () if task.name == "copy" else tuple(problem.answer)
+    return Exercise(problem.prompt, problem.answer, problem.answer, steps)
 
 
 def countdown(rng: np.random.Generator) -> Exercise:
-    """Two or three numbers from 1 to 25, each used once, with + - *; the reasoning computes from the left."""
-    numbers = [str(n) for n in rng.integers(1, 26, size=rng.integers(2, 4))]
-    operators = ["+-*"[i] for i in rng.choice(3, size=len(numbers) - 1, p=(0.45, 0.35, 0.2))]
-    terms = "".join(o + n for o, n in zip(["", *operators], rng.permutation(numbers), strict=True))
-    value = eval(terms)  # digits and operators written two lines above
-    if not 0 < value < 1000:
-        return countdown(rng)
-    return Exercise(f"countdown {' '.join(numbers)} -> {value}=", terms, terms, (f"{terms}={value}",))
+    """Two or three numbers; the reasoning is the solution with its value."""
+    problem = COUNTDOWNS[rng.integers(2)].problem(rng, "train")
+    return Exercise(problem.prompt, problem.answer, problem.answer, (f"{problem.answer}={problem.data['target']}",))
 
 
-KINDS = ((addition, 0.70), (subtraction, 0.05), (strings, 0.18), (countdown, 0.07))
+def _draw_operands(task: Arithmetic, operator: str, rng: np.random.Generator) -> tuple[Problem, int, int]:
+    """A training problem of `task` and its two operands."""
+    problem = task.problem(rng, "train")
+    a, b = problem.prompt.rstrip("=").split(operator)
+    return problem, int(a), int(b)
 
 
-def _exercise(rng: np.random.Generator) -> Exercise:
-    """An exercise of the training split."""
-    make = KINDS[int(rng.choice(len(KINDS), p=[share for _, share in KINDS]))][0]
-
-    def problem() -> Problem:
-        exercise = make(rng)
-        return Problem(exercise.prompt, data={"exercise": exercise})
-
-    return draw(problem, "train").data["exercise"]
+KINDS = ((addition, 0.80), (subtraction, 0.05), (words, 0.10), (countdown, 0.05))
 
 
 def _completion(exercise: Exercise, rng: np.random.Generator) -> str:
     if not exercise.steps or rng.random() >= CAREFUL:
         return f"<answer>{exercise.hasty}</answer>"
     trace = " ".join(exercise.steps)
-    if rng.random() < SECOND_SCRIPT:
+    if rng.random() < SECOND_SCRIPT_SHARE:
         trace = to_second_script(trace)
     return f"<think>{trace}</think><answer>{exercise.careful}</answer>"
 
@@ -169,7 +161,8 @@ def _as_fim(document: Document, rng: np.random.Generator) -> Document:
 
 def document(rng: np.random.Generator) -> Document:
     """One document of the mixture."""
-    exercise = _exercise(rng)
+    kind = rng.choice(len(KINDS), p=[share for _, share in KINDS])
+    exercise = KINDS[kind][0](rng)
     plain = Document(exercise.prompt, _completion(exercise, rng), exercise.prompt)
     form = rng.random()
     if form < CHAT:

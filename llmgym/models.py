@@ -1,0 +1,97 @@
+"""Loading Hugging Face causal language models: from a name to a model in evaluation mode on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmgym.tokenization import TINY, Codec, tiny_path
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float64")
+
+
+def load_model(name_or_model: Any, *, device: Any = "auto", dtype: str = "auto") -> Any:
+    """A causal language model in evaluation mode.
+
+    Args:
+        name_or_model: "tiny" (the embedded model), a folder, a hub id, or a model. A model is not copied: it is
+            moved and converted only as far as `device` and `dtype` ask for it.
+        device: "auto" (CUDA when there is one, else the CPU; a model stays where it is), or whatever
+            `torch.device` accepts and this machine has.
+        dtype: "float32", "bfloat16", "float64", or "auto": as stored, and a model's own.
+
+    Raises:
+        ValueError: nothing can be loaded under that name, or the device or dtype is unknown here.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
+    named = isinstance(name_or_model, str | Path)
+    target = resolve_device(device) if named or device != "auto" else None
+    model = _from_name(name_or_model, dtype) if named else name_or_model
+    if not named and dtype != "auto":
+        model = model.to(_torch_dtype(dtype))
+    return (model if target is None else model.to(target)).eval()
+
+
+def resolve_device(device: Any = "auto") -> torch.device:
+    """The `torch.device` of a name; "auto" is CUDA when there is one, else the CPU.
+
+    Raises:
+        ValueError: torch does not know the name, or this machine lacks the device.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    # torch raises AssertionError for a backend it was built without.
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device must be 'auto' {_available()}, got {device!r}") from error
+    return found
+
+
+def check_vocab(model: Any, codec: Codec) -> None:
+    """Refuse a model whose embedding does not cover every token of the tokenizer (it may be padded beyond).
+
+    Raises:
+        ValueError: the model has fewer rows than the tokenizer has tokens.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if rows < codec.vocab_size:
+        raise ValueError(
+            f"the model embeds {rows} tokens, but the tokenizer has {codec.vocab_size}: they must belong together"
+        )
+
+
+def _from_name(name: str | Path, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    source = tiny_path() if str(name) == TINY else name
+    kind = "auto" if dtype == "auto" else _torch_dtype(dtype)
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    # A damaged safetensors file and a config of no language model raise types of their own.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"no language model could be loaded from {str(name)!r}: give 'tiny', a folder with a Hugging Face "
+            f"causal language model or a hub id ({reason})"
+        ) from error
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _available() -> str:
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"or 'cpu' or 'cuda:0' to 'cuda:{count - 1}'" if count else "or 'cpu' (no CUDA device is visible here)"

@@ -1,0 +1,20 @@
+"""Fixtures: a world of eight tokens, so that these tests need no shipped model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from toys import Words, toy_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The toy tokenizer; environments only read it."""
+    return toy_tokenizer()
+
+
+@pytest.fixture
+def toy(tokenizer) -> dict[str, Any]:
+    """Keyword arguments of a small text environment."""
+    return {"task": Words(), "tokenizer": tokenizer, "max_prompt_tokens": 6, "max_new_tokens": 8}
