@@ -14,48 +14,22 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from llmgym.agents.config import AgentConfig
 from llmgym.agents.optimizer import load_optimizer, save_optimizer
 from llmgym.batch import Batch, sum_by_action
 from llmgym.envs.vector import VectorTextEnv
 from llmgym.files import atomic_folder, read_json, write_json
+from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum
 from llmgym.policy import Evaluation, LMPolicy
 from llmgym.rollout import rollout
 
 Metrics = dict[str, float]
 Callback = Callable[["Agent", Metrics, Batch], bool | None]
 A = TypeVar("A", bound="Agent")
-
-
-@dataclass(frozen=True)
-class AgentConfig:
-    """Settings that every agent has."""
-
-    learning_rate: float = 1e-3  # of AdamW, constant
-    prompts: int = 8  # different problems in a batch
-    samples: int = 8  # completions of each problem; rows = prompts x samples
-    epochs: int = 1  # passes over a batch
-    minibatches: int = 1  # optimiser steps a pass
-    micro_batch_rows: int = 0  # rows scored at once, memory only: the step does not change; 0 = all
-    max_grad_norm: float = 1.0  # gradient norm is clipped to this; 0 = never
-    temperature: float = 1.0  # of sampling, and of the log-probs trained on
-    seed: int | None = None  # of problems, sampling and minibatches
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", …
-    dtype: str = "float32"  # of the model: "float32", "bfloat16", "float64"
-    verbose: int = 0  # 1 shows a progress bar
-
-    def __post_init__(self):
-        for name in ("prompts", "samples", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("micro_batch_rows", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -79,14 +53,17 @@ class Agent:
     """
 
     config_class: ClassVar[type[AgentConfig]]
-    value_head: ClassVar[bool] = False
 
     def __init__(self, policy: Any, env: gym.Env | VectorEnv, **config: Any):
         self.config = self.config_class(**config)
         self.env = env
         self.venv = _vector(env, self.config.prompts * self.config.samples)
         self.mdp = self.venv.mdp
+        if isinstance(policy, LMPolicy):
+            self.config = _with_settings_of(policy, self.config, config)
         self.policy = policy if isinstance(policy, LMPolicy) else self._make_policy(policy)
+        if self._needs_values() and self.policy.value_head is None:
+            raise ValueError("baseline='value' needs a policy with a value head: LMPolicy(..., value_head=True)")
         if self.policy.top_k or self.policy.top_p < 1:
             raise ValueError(
                 f"training needs top_k=0 and top_p=1 (the support of the behaviour policy must not move), "
@@ -95,7 +72,6 @@ class Agent:
         self.rng = np.random.default_rng(self.config.seed)
         if self.config.seed is not None:
             self.policy.seed(self.config.seed)
-            self.venv.reset(seed=self.config.seed)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
         )
@@ -161,6 +137,7 @@ class Agent:
         with atomic_folder(path) as folder:
             self.policy.save(folder)
             save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+            save_file({"generator": self.policy.generator.get_state()}, folder / "sampling.safetensors")
             self._save_more(folder)
             write_json(folder / "agent.json", self._description())
 
@@ -186,8 +163,7 @@ class Agent:
         agent.policy.load_value_head(folder)
         load_optimizer(agent.optimizer, folder / "optimizer.safetensors")
         agent._load_more(folder)
-        agent.num_timesteps = saved["num_timesteps"]
-        agent.rng.bit_generator.state = saved["rng"]
+        agent._restore(saved, load_file(folder / "sampling.safetensors")["generator"])
         return agent
 
     # What an update is made of.
@@ -197,16 +173,15 @@ class Agent:
         problems = [self.mdp.task.problem(self.rng, self.mdp.split) for _ in range(self.config.prompts)]  # type: ignore[arg-type]
         rows = [p for p in problems for _ in range(self.config.samples)]
         groups = np.repeat(np.arange(self.config.prompts), self.config.samples).tolist()
-        batch = rollout(self.venv, self.policy, rows, groups=groups)
+        batch = rollout(self.venv, self.policy, rows, groups=groups, seed=int(self.rng.integers(2**31)))
         self.num_timesteps += int(batch.mask.sum())
         return batch
 
     def update(self, batch: Batch) -> Metrics:
         """Learn from one batch; rows whose scorer failed are dropped and counted."""
-        metrics = _describe(batch)
         self.dropped_rows += int((~batch.valid).sum())
-        metrics["dropped_rows"] = float(self.dropped_rows)
         batch = batch.select(batch.valid).to(self.policy.device)
+        metrics = _describe(batch) | {"dropped_rows": float(self.dropped_rows)}
         if not len(batch):
             warnings.warn("every row of the batch was dropped: its scorer failed", RuntimeWarning, stacklevel=2)
             return metrics
@@ -285,9 +260,18 @@ class Agent:
             "config": dataclasses.asdict(self.config),
             "env": None if spec is None else _spec_json(spec),
             "num_timesteps": self.num_timesteps,
+            "dropped_rows": self.dropped_rows,
             "counters": self.policy.counters.as_dict(),
             "rng": self.rng.bit_generator.state,
         }
+
+    def _restore(self, saved: dict[str, Any], generator: Tensor) -> None:
+        """Take over what `_description` wrote: training goes on as if it had not stopped."""
+        self.num_timesteps, self.dropped_rows = saved["num_timesteps"], saved["dropped_rows"]
+        vars(self.policy.counters).update(saved["counters"])
+        self.rng.bit_generator.state = saved["rng"]
+        if generator.shape == self.policy.generator.get_state().shape:  # CPU and CUDA generators differ
+            self.policy.generator.set_state(generator)
 
     def _save_more(self, folder: Path) -> None:
         """Hook: files beyond policy and optimiser."""
@@ -352,14 +336,14 @@ def _part(batch: Batch, rows: Tensor, advantages: Tensor, old_logp: Tensor | Non
 
 
 def _describe(batch: Batch) -> Metrics:
-    """What happened, before learning from it."""
+    """What happened, before learning from it; 0 everywhere for no rows."""
     ends = [info.get("finish_reason") for info in batch.infos]
     rows = max(len(batch), 1)
     metrics = {
-        "reward": float(batch.returns[batch.valid].mean()) if batch.valid.any() else 0.0,
+        "reward": float(batch.returns.sum()) / rows,
         "accuracy": sum(bool(info.get("is_success")) for info in batch.infos) / rows,
-        "length": float(batch.n_tokens.sum(1).float().mean()),
-        "actions": float(batch.mask.sum(1).float().mean()),
+        "length": float(masked_sum(batch.n_tokens, batch.mask)) / rows,
+        "actions": float(batch.mask.sum()) / rows,
         "truncated": ends.count("length") / rows,
         "illegal": ends.count("illegal") / rows,
     }
@@ -372,15 +356,16 @@ def _describe(batch: Batch) -> Metrics:
 def _measure(batch: Batch, evaluation: Evaluation, old_logp: Tensor) -> Metrics:
     """How far policy, behaviour and reference are apart, per token."""
     mask = batch.mask
-    tokens, actions = batch.n_tokens.sum().clamp(min=1), mask.sum().clamp(min=1)
+    tokens = masked_sum(batch.n_tokens, mask).clamp(min=1)
+    ratio = (evaluation.logp.detach() - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     metrics = {
-        "behaviour_gap": float(((old_logp - batch.logp).abs() * mask).sum() / tokens),
-        "ratio": float(((evaluation.logp.detach() - old_logp).clamp(-20, 20).exp() * mask).sum() / actions),
+        "behaviour_gap": float(masked_sum((old_logp - batch.logp).abs(), mask) / tokens),
+        "ratio": float(masked_mean(ratio, mask)),
     }
     if evaluation.entropy is not None:
-        metrics["entropy"] = float((evaluation.entropy.detach() * mask).sum() / tokens)
+        metrics["entropy"] = float(masked_sum(evaluation.entropy.detach(), mask) / tokens)
     if evaluation.kl is not None:
-        metrics["kl"] = float((evaluation.kl.detach() * mask).sum() / tokens)
+        metrics["kl"] = float(masked_sum(evaluation.kl.detach(), mask) / tokens)
     return metrics
 
 
@@ -397,6 +382,15 @@ def _warn_once(agent: Agent, sentence: str) -> None:
         warnings.warn(sentence, RuntimeWarning, stacklevel=3)
 
 
+def _with_settings_of(policy: LMPolicy, config: Any, given: dict[str, Any]) -> Any:
+    """`config` with what a ready policy brings along; asking for something else is refused, not ignored."""
+    own = {"temperature": policy.temperature, "dtype": str(policy.dtype).removeprefix("torch.")}
+    for name, value in (own | {"device": str(policy.device)}).items():
+        if name in given and given[name] not in (value, "auto", str(value).split(":")[0]):
+            raise ValueError(f"{name} is a setting of the policy that was given, {value!r}: got {given[name]!r}")
+    return dataclasses.replace(config, **own)
+
+
 def _vector(env: gym.Env | VectorEnv, rows: int) -> VectorTextEnv:
     """A lockstep vector form over the MDP of `env`."""
     mdp = getattr(env.unwrapped, "mdp", None)
@@ -409,7 +403,7 @@ def _vector(env: gym.Env | VectorEnv, rows: int) -> VectorTextEnv:
 def _spec_json(spec: Any) -> str | None:
     try:
         return spec.to_json()
-    except ValueError:  # a callable or an object among the arguments: load() then needs an environment
+    except (ValueError, TypeError):  # a callable or an object among the arguments: load() then needs an environment
         return None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmgym.agents.base import Agent, AgentConfig, Metrics, Part, _warn_once
 from llmgym.batch import Batch
-from llmgym.losses import KLKind, Normalize, grpo_loss, masked_mean
+from llmgym.losses import MAX_LOG_RATIO, KLKind, Normalize, aggregate, grpo_loss, masked_mean
 from llmgym.policy import Evaluation, LMPolicy
 from llmgym.returns import Baseline, Scale, group_advantages
 
@@ -31,14 +31,17 @@ class GRPOConfig(AgentConfig):
     scale: Scale = "std"  # divide advantages by the group's standard deviation; "none" as in Dr. GRPO
     baseline: Baseline = "mean"  # the group's mean; "leave_one_out": mean of the others (RLOO, Ahmadian et al. 2024)
     length_normalized_ratio: bool = False  # ratio to the power 1 / tokens of the action (GSPO, Zheng et al. 2025)
-    entropy: float = 0.0  # weight of an entropy bonus, per token
+    entropy: float = 0.0  # weight of an entropy bonus (nats of an action), averaged as `normalize` says
 
     def __post_init__(self):
         super().__post_init__()
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2: a group of one has no advantage, got {self.samples}")
-        if self.beta < 0:
+        if not self.beta >= 0:
             raise ValueError(f"beta must be at least 0, got {self.beta}")
+        for name in ("clip", "clip_high"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 class GRPO(Agent):
@@ -86,8 +89,9 @@ class GRPO(Agent):
             n_tokens=part.batch.n_tokens if c.length_normalized_ratio else None,
         )
         if c.entropy and evaluation.entropy is not None:
-            loss = loss - c.entropy * (evaluation.entropy * mask).sum() / denominator
-        moved = (evaluation.logp.detach() - old_logp).exp() - 1
+            loss = loss - c.entropy * aggregate(evaluation.entropy, mask, denominator, c.normalize)
+        moved = (evaluation.logp.detach() - old_logp) / (part.batch.n_tokens if c.length_normalized_ratio else 1)
+        moved = moved.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).expm1()
         clipped = (moved > (c.clip_high or c.clip)) | (moved < -c.clip)
         return loss, {"loss": float(loss.detach()), "clip_fraction": float(masked_mean(clipped.float(), mask))}
 
@@ -106,7 +110,7 @@ class GRPO(Agent):
         return self.reference.token_logp(batch, self.config.micro_batch_rows)
 
     def _frozen(self, reference: Any) -> LMPolicy:
-        if reference is self.policy or reference is self.policy.model:
+        if reference is not None and getattr(reference, "model", reference) is self.policy.model:
             _warn_once(self, "the reference is the policy's own model: its KL would always be 0, a frozen copy is used")
             reference = None
         if isinstance(reference, LMPolicy):

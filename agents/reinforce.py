@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmgym.agents.base import Agent, AgentConfig, Metrics, Part
 from llmgym.batch import Batch
-from llmgym.losses import Normalize, reinforce_loss, value_loss
+from llmgym.losses import Normalize, aggregate, reinforce_loss, value_loss
 from llmgym.policy import Evaluation
 from llmgym.returns import discounted_returns, group_advantages
 
@@ -27,7 +27,7 @@ class ReinforceConfig(AgentConfig):
     gamma: float = 1.0  # discount an action; only 1 keeps the granularities identical
     normalize: Normalize = "constant"  # "constant" divides by rows, so that E[gradient] = ∇E[return] without baseline
     value_weight: float = 0.5  # c1 of the value loss, baseline="value" only
-    entropy: float = 0.0  # weight of an entropy bonus, per action
+    entropy: float = 0.0  # weight of an entropy bonus (nats of an action), averaged as `normalize` says
 
     def __post_init__(self):
         super().__post_init__()
@@ -52,7 +52,7 @@ class REINFORCE(Agent):
     def advantages(self, batch: Batch, metrics: Metrics) -> Tensor:
         """Return to go of each action, less the mean of the other rows' returns if that is the baseline; [B, N]."""
         returns = discounted_returns(batch.rewards, batch.mask, gamma=self.config.gamma)
-        if self.config.baseline != "mean":
+        if self.config.baseline != "mean" or len(batch) < 2:  # a row alone has no other rows
             return returns
         one_group = torch.zeros_like(batch.groups)
         centred = group_advantages(batch.returns, one_group, normalize="none", baseline="leave_one_out")
@@ -63,11 +63,13 @@ class REINFORCE(Agent):
         c, mask, advantages = self.config, part.batch.mask, part.advantages
         extra, metrics = torch.zeros((), device=mask.device), {}
         if evaluation.values is not None:
-            errors = value_loss(evaluation.values, part.advantages, mask, denominator=denominator)
+            errors = value_loss(
+                evaluation.values, part.advantages, mask, denominator=denominator, normalize=c.normalize
+            )
             extra, metrics["value_loss"] = c.value_weight * errors, float(errors.detach())
             advantages = advantages - evaluation.values.detach()
         if c.entropy and evaluation.entropy is not None:
-            extra = extra - c.entropy * (evaluation.entropy * mask).sum() / denominator
+            extra = extra - c.entropy * aggregate(evaluation.entropy, mask, denominator, c.normalize)
         loss = reinforce_loss(evaluation.logp, advantages, mask, denominator=denominator, normalize=c.normalize)
         return loss + extra, metrics | {"loss": float((loss + extra).detach())}
 

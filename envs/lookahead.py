@@ -45,6 +45,30 @@ class Shortlist(NamedTuple):
     legal: np.ndarray
 
 
+class _SplitDecoder(IncrementalDecoder):
+    """Prompts of new episodes apart from the single tokens of running ones.
+
+    In one padded pass every running row would repeat its token as often as the longest prompt has tokens.
+    """
+
+    def _feed(self, tokens: np.ndarray, start: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        longer = lengths - start > 1
+        if longer.all() or not longer.any():
+            return super()._feed(tokens, start, lengths)
+        # One token of every row: picking the running rows would copy their cache. What this writes for the others
+        # is overwritten by the second pass.
+        last, rows = lengths - 1, np.flatnonzero(longer)
+        logits, hidden = self._forward(tokens[np.arange(len(last)), last][:, None], last[:, None], None)
+        positions = np.minimum(start[rows, None] + np.arange((lengths - start)[rows].max()), last[rows, None])
+        ids = np.take_along_axis(tokens[rows], positions, 1)
+        index = torch.as_tensor(rows, device=logits.device)
+        logits[index], hidden[index] = self._forward(ids, positions, rows)
+        self.counters.forward_passes += 2
+        self.counters.forward_tokens += int((lengths - start).sum())
+        self.counters.cache_hits += int(start.sum())
+        return logits, hidden
+
+
 class Lookahead:
     """A model's predictions after the texts of N rows, each computed once.
 
@@ -60,7 +84,8 @@ class Lookahead:
 
     def __init__(self, model: Any, num_rows: int, vocab_size: int):
         self.model, self.num_rows, self.vocab_size = model, num_rows, vocab_size
-        self.decoder = IncrementalDecoder(model)
+        self.decoder = _SplitDecoder(model)
+        self._parameters = tuple(model.parameters())  # walking the modules anew takes a millisecond
         self.keep_finals = False
         self.clear()
 
@@ -111,7 +136,7 @@ class Lookahead:
 
     def _changed(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Rows whose prediction is not at hand, bool [N]: another text, or older parameters of the model."""
-        version = tuple(p._version for p in self.model.parameters())
+        version = tuple(p._version for p in self._parameters)
         if self._seen is None or version != self._version or tokens.shape != self._tokens.shape:
             self._version = version
             return np.ones(self.num_rows, bool)

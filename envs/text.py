@@ -12,7 +12,7 @@ from llmgym.text import TextMDP
 class TextEnv(MDPEnv):
     """Text generation with a block of tokens as the action; see `TokenMDP` for the documentation page."""
 
-    metadata = {"render_modes": ["ansi", "human"]}
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 4}
 
     def __init__(self, *, render_mode: str | None = None, mask_in_info: bool = False, **mdp: Any):
         super().__init__(TextMDP(**mdp), render_mode, mask_in_info)

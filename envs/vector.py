@@ -37,7 +37,11 @@ class VectorTextEnv(VectorEnv):
     every row).
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {
+        "render_modes": ["ansi", "human"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -205,12 +209,12 @@ class VectorTextEnv(VectorEnv):
         """Append each row's block, one position at a time for all rows that still take tokens."""
         mdp = self.mdp
         before = self._length.copy()
-        bases = {r: self.state(r) for r in rows} if mdp.constraints or mdp.stop else {}
+        bases = {r: self.state(r) for r in rows} if mdp.needs_state else {}
         for j in range(mdp.block_size):
             if mdp.constraints:
-                legal = [mdp.token_mask(bases[r], self._since(before, r))[actions[r, j]] for r in rows]  # type: ignore[index]
-                self._finish[rows[~np.array(legal, bool)]] = _ILLEGAL
-                rows = rows[np.array(legal, bool)]
+                legal = self._legal(rows, actions[rows, j], bases, before)
+                self._finish[rows[~legal]] = _ILLEGAL
+                rows = rows[legal]
             if not rows.size:
                 return
             tokens = actions[rows, j]
@@ -220,6 +224,12 @@ class VectorTextEnv(VectorEnv):
             if mdp.stop is not None:
                 stopped = [mdp.stop(bases[r], self._since(before, r)) for r in rows]
                 rows = rows[~np.array(stopped, bool)]
+
+    def _legal(self, rows: np.ndarray, tokens: np.ndarray, bases: dict[int, TextState], before: np.ndarray) -> np.ndarray:
+        if self.mdp.constraints.function is None:
+            return self.mdp.constraints.static_allows(self._length[rows] - self._n_prompt[rows], tokens)
+        masks = [self.mdp.constraints.mask(bases[r], self._since(before, r)) for r in rows]
+        return np.array([mask[token] for mask, token in zip(masks, tokens, strict=True)], bool)
 
     def _append(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         at = self._length[rows]
@@ -236,7 +246,6 @@ class VectorTextEnv(VectorEnv):
 
     def _after_eos(self, row: int) -> None:
         """EOS ends the episode, unless the task replies; the MDP decides."""
-        self._finish[row] = 0
         n, state = int(self._length[row]), self.mdp.after_eos(self.state(row))
         added = len(state.tokens) - n
         self._ids[row, n : n + added] = state.tokens[n:]

@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 
 
 def _register(name: str, single: str, vector: str) -> None:
-    # `MDPEnv` enforces the order of calls itself: a fresh environment given a state must be steppable, which
-    # Gymnasium's own wrapper would refuse before the first reset().
+    # A fresh environment given a state must be steppable. Two of Gymnasium's default wrappers cannot step before
+    # the first reset(): OrderEnforcing (`MDPEnv` does its work) and PassiveEnvChecker (the tests run check_env).
     register(
         f"llmgym/{name}-v0",
         entry_point=f"llmgym.envs.text:{single}",
         vector_entry_point=f"llmgym.envs.text:{vector}",
         order_enforce=False,
+        disable_env_checker=True,
     )
 
 

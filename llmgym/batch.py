@@ -16,7 +16,7 @@ class Batch:
     Attributes:
         mask: real actions, bool [B, N].
         rewards: [B, N].
-        logp: behaviour log-prob of each action as `act` recorded it, nats [B, N].
+        logp: behaviour log-prob of each action as `act` recorded it, nats, float64 [B, N].
         n_tokens: tokens of each action, int64 [B, N].
         tokens: prompt and completion ids, int64 [B, T].
         lengths: tokens of each row, int64 [B].
@@ -45,7 +45,7 @@ class Batch:
     @property
     def returns(self) -> Tensor:
         """Undiscounted return of each row, [B]."""
-        return (self.rewards * self.mask).sum(1)
+        return self.rewards.masked_fill(~self.mask, 0.0).sum(1)
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows (indices [M] or bool [B]), padding trimmed to their longest text and most actions."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,17 +42,30 @@ class Constraints:
             raise ValueError(f"banned_tokens must lie in [0, {self.vocab_size}), got {wrong[0]}")
         if self.min_new_tokens < 0:
             raise ValueError(f"min_new_tokens must be at least 0, got {self.min_new_tokens}")
+        if not self.static(0).any():
+            raise ValueError(f"banned_tokens leave no token to begin with: {len(self.banned)} of {self.vocab_size} banned")
 
     def __bool__(self) -> bool:
         return bool(self.banned or self.min_new_tokens or self.function)
 
+    @cached_property
+    def _not_banned(self) -> np.ndarray:
+        return ~np.isin(np.arange(self.vocab_size), self.banned)
+
     def static(self, n_tokens: int) -> np.ndarray:
         """What may come after `n_tokens` tokens whatever these are; bool [V]."""
-        mask = np.ones(self.vocab_size, bool)
-        mask[list(self.banned)] = False
-        if n_tokens < self.min_new_tokens:
-            mask[self.eos_id] = False
-        return mask
+        return self.static_rows(np.array([n_tokens]))[0]
+
+    def static_rows(self, n_tokens: np.ndarray) -> np.ndarray:
+        """`static` of many rows at once, int [n] -> bool [n, V]; all there is to know without a `function`."""
+        masks = np.repeat(self._not_banned[None], len(n_tokens), 0)
+        masks[n_tokens < self.min_new_tokens, self.eos_id] = False
+        return masks
+
+    def static_allows(self, n_tokens: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Whether each row's token is allowed by `static`, int [n], int [n] -> bool [n]."""
+        too_early = (tokens == self.eos_id) & (n_tokens < self.min_new_tokens)
+        return self._not_banned[tokens] & ~too_early
 
     def mask(self, state: TextState, tokens: Sequence[int]) -> np.ndarray:
         """Allowed next tokens after `state` and the block's `tokens`; bool [V].

@@ -54,6 +54,7 @@ class IncrementalDecoder:
     def __init__(self, model: Any, counters: Counters | None = None):
         self.model, self.counters = model, counters or Counters()
         self._forward = make_forward(model)
+        self._parameters = list(model.parameters())  # walking the modules would cost a fifth of a small model's step
         self._version: tuple[int, ...] = ()
         self._rows = np.empty(0, np.int64)  # row held in each slot
         self._held = np.empty((0, 0), np.int64)  # token ids in each slot
@@ -77,8 +78,9 @@ class IncrementalDecoder:
         order = self._place(rows, tokens.shape[1])
         tokens, lengths = tokens[order], lengths[order]
         common = np.minimum(self._common_prefix(tokens, lengths), lengths - 1)  # the last token gives the logits
-        logits, hidden = self._feed(tokens, common, lengths)
         n, width = len(rows), tokens.shape[1]
+        self._held_length[:n] = common  # an interrupted pass leaves what lies beyond half written
+        logits, hidden = self._feed(tokens, common, lengths)
         self._held[:n, :width], self._held_length[:n] = tokens, lengths
         back = np.empty(n, np.int64)
         back[order] = np.arange(n)
@@ -89,7 +91,7 @@ class IncrementalDecoder:
 
     def _refresh(self) -> None:
         """Drop everything that belongs to older parameters."""
-        version = (_optimizer_steps[0], *(p._version for p in self.model.parameters()))
+        version = (_optimizer_steps[0], *(p._version for p in self._parameters))
         if version != self._version:
             self.clear()
             self._forward.refresh()

@@ -71,7 +71,10 @@ class MDPEnv(gym.Env):
         return {"state": self.state, "over": self._over, "rng": self.np_random.bit_generator.state}
 
     def set_state(self, snapshot: dict[str, Any]) -> None:
-        """Continue from `get_state()`, of this or of another environment with the same arguments."""
+        """Continue from `get_state()`, of this or of another environment with the same arguments.
+
+        A wrapper that counts for itself, such as Gymnasium's `TimeLimit`, still needs a `reset()` of its own.
+        """
         self._state, self._over = snapshot["state"], snapshot["over"]
         self.np_random.bit_generator.state = snapshot["rng"]
 

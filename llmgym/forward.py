@@ -46,6 +46,7 @@ class SlotCache:
 
     def copy(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """Copy the first `length` positions of slots `source` to `target`."""
+        self.reserve(int(target.max()) + 1, length)
         for store in (*self.keys, *self.values):
             store[target, :, :length] = store[source, :, :length]
 
@@ -178,23 +179,28 @@ class FullForward:
 
     def copy(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """Copy remembered tokens between slots."""
+        self._reserve(int(target.max()) + 1, length)
         self.tokens[target, :length] = self.tokens[source, :length]
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, slots: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Logits [n, V] and hidden states [n, D] after the last of `ids` [n, q] at `positions` [n, q]."""
         index = np.arange(len(ids)) if slots is None else slots
-        n, width = max(index.max() + 1, len(self.tokens)), max(positions.max() + 1, self.tokens.shape[1])
-        grown = np.zeros((n, width), np.int64)
-        grown[: len(self.tokens), : self.tokens.shape[1]] = self.tokens
-        grown[index[:, None], positions] = ids
-        self.tokens, ends = grown, positions[:, -1]
-        device = next(self.model.parameters()).device
-        text = torch.as_tensor(grown[index][:, : ends.max() + 1], device=device)
+        self._reserve(int(index.max()) + 1, int(positions.max()) + 1)
+        self.tokens[index[:, None], positions] = ids
+        ends, device = positions[:, -1], next(self.model.parameters()).device
+        text = torch.as_tensor(self.tokens[index][:, : ends.max() + 1], device=device)
         last = torch.as_tensor(ends, device=device)
         mask = (torch.arange(text.shape[1], device=device) <= last[:, None]).long()
         output = self.model(text, attention_mask=mask, use_cache=False, output_hidden_states=True)
         rows = torch.arange(len(index), device=device)
         return _as_float(output.logits[rows, last]), output.hidden_states[-1][rows, last]
+
+    def _reserve(self, slots: int, width: int) -> None:
+        held_slots, held_width = self.tokens.shape
+        if slots > held_slots or width > held_width:
+            grown = np.zeros((max(slots, held_slots), max(width, held_width)), np.int64)
+            grown[:held_slots, :held_width] = self.tokens
+            self.tokens = grown
 
 
 class _Where:
@@ -300,4 +306,6 @@ def _full_attention(model: Any) -> bool:
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return kinds == {"full_attention"} and not sliding and hasattr(config, "num_attention_heads")
+    # These rotary embeddings change with the length of the text: what was cached at a shorter one is stale.
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type") in ("dynamic", "longrope")
+    return kinds == {"full_attention"} and not (sliding or rope) and hasattr(config, "num_attention_heads")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llmgym.batch import Batch, first_token, sum_by_action
 from llmgym.counters import Counters
 from llmgym.decoder import IncrementalDecoder
-from llmgym.losses import kl_estimate
+from llmgym.losses import kl_estimate, wider
 from llmgym.models import check_vocab, load_model
 from llmgym.sampling import check_sampling, sample, sampling_logp
 from llmgym.text import TextMDP, TextState
@@ -98,7 +98,7 @@ class LMPolicy:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.value_head = _value_head(self.model, self.device) if value_head else None
+        self.value_head = _value_head(self.model, parameter) if value_head else None
         self.counters = Counters()
         self.decoder = IncrementalDecoder(self.model, self.counters)
         self.generator = torch.Generator(self.device)
@@ -222,7 +222,7 @@ class LMPolicy:
         assert hidden is not None and self.value_head is not None
         before = first_token(action_index, n) - 1
         at = hidden.gather(1, before[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        return self.value_head(at.float())[..., 0]
+        return self.value_head(at.to(self.value_head.weight.dtype))[..., 0]
 
     def _logp(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         logits = logits[..., : self.mdp.codec.vocab_size]  # a model may have more rows than its tokenizer has ids
@@ -242,13 +242,17 @@ class _Block:
         self.rows = np.arange(n) if active is None else np.flatnonzero(active)
         self.size = 0
         self.states: dict[int, TextState] = {}
-        if mdp.constraints or mdp.stop:
+        if mdp.needs_state:
             self.states = {r: states[r] if states is not None else self._state(observation, r) for r in self.rows}
 
     def masks(self) -> Tensor | None:
         """Allowed next tokens of the rows at work, bool [n, V]; None allows all."""
-        if not self.mdp.constraints:
+        constraints = self.mdp.constraints
+        if not constraints:
             return None
+        if constraints.function is None:
+            n_tokens = self.mdp.max_new_tokens - self.left[self.rows] + self.size
+            return torch.as_tensor(constraints.static_rows(n_tokens))
         masks = [self.mdp.token_mask(self.states[r], self.tokens[r, : self.size].tolist()) for r in self.rows]
         return torch.as_tensor(np.stack(masks))  # type: ignore[arg-type]
 
@@ -275,8 +279,8 @@ def _entropy(logp: Tensor) -> Tensor:
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
-def _value_head(model: Any, device: torch.device) -> nn.Linear:
-    head = nn.Linear(model.config.hidden_size, 1, device=device)
+def _value_head(model: Any, like: Tensor) -> nn.Linear:
+    head = nn.Linear(model.config.hidden_size, 1, device=like.device, dtype=wider(like))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

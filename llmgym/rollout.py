@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 
 from llmgym.batch import Batch
 from llmgym.tasks import Problem
@@ -20,6 +21,7 @@ def rollout(
     *,
     deterministic: bool = False,
     groups: Sequence[int] | None = None,
+    seed: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Batch:
     """Play one episode in every row, all rows in lockstep, through `reset` and `step`.
@@ -30,15 +32,22 @@ def rollout(
         problems: one a row; None draws them.
         deterministic: greedy instead of sampled tokens.
         groups: which rows share a problem, one int a row; by default every row is a group of its own.
+        seed: row i is reset with seed + i; None goes on with the generators of the environment.
         progress: called with the number of rows that have just finished.
+
+    Raises:
+        ValueError: the environment resets finished rows by itself.
     """
+    mode = env.unwrapped.autoreset_mode
+    if mode is not AutoresetMode.DISABLED:  # a row that starts anew would overwrite what is to be recorded
+        raise ValueError(f"rollout() needs an environment with autoreset_mode 'Disabled', got {mode.value!r}")
     options = {"problem": list(problems)} if problems is not None else None
-    observation, _ = env.reset(options=options)
+    observation, _ = env.reset(seed=seed, options=options)
     text = env.unwrapped
     recorder = _Recorder(env.num_envs, text.mdp)
     active = np.ones(env.num_envs, bool)
     while active.any():
-        states = text.states if text.mdp.constraints or text.mdp.stop else None
+        states = text.states if text.mdp.needs_state else None
         action = policy.act(observation, active, states=states, deterministic=deterministic)
         before = text.lengths.copy()
         observation, rewards, terminated, truncated, info = env.step(action.for_env)
@@ -88,7 +97,7 @@ class _Recorder:
         return Batch(
             mask=torch.as_tensor(np.stack(self.masks, 1)),
             rewards=torch.as_tensor(np.stack(self.rewards, 1), dtype=torch.float32),
-            logp=torch.as_tensor(by_action[0][:, :n], dtype=torch.float32),
+            logp=torch.as_tensor(by_action[0][:, :n].copy()),
             n_tokens=torch.as_tensor(by_action[1][:, :n], dtype=torch.int64),
             tokens=torch.as_tensor(text.tokens[:, :t].copy()),
             lengths=torch.as_tensor(text.lengths.copy()),
@@ -113,6 +122,10 @@ def _token_masks(mdp: TextMDP, states: list[TextState], action_index: np.ndarray
     """What each chosen token was chosen from, bool [B, T, V]: `evaluate` must normalise over the same."""
     masks = np.ones((*action_index.shape, mdp.codec.vocab_size), bool)
     for row, state in enumerate(states):
+        chosen = np.flatnonzero(action_index[row] >= 0)
+        if mdp.constraints.function is None:
+            masks[row, chosen] = mdp.constraints.static_rows(chosen - state.n_prompt)
+            continue
         for action in range(action_index[row].max() + 1):
             places = np.flatnonzero(action_index[row] == action)
             for j, place in enumerate(places):

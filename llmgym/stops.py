@@ -59,9 +59,10 @@ def make_stop(stop: str | Sequence[int] | StopRule | None, tokenizer: Any, block
         return stop
     if isinstance(stop, str) and stop:
         return StopAtText(stop, tokenizer)
-    if not isinstance(stop, tuple | list) or [type(n) for n in stop] != [int, int]:
+    whole = isinstance(stop, tuple | list) and all(isinstance(n, int | np.integer) for n in stop)
+    if not whole or len(stop) != 2:
         raise ValueError(f"stop must be a non-empty string, [low, high] or a function, got {stop!r}")
     low, high = stop
     if not 1 <= low <= high <= block_size:
         raise ValueError(f"stop lengths need 1 <= low <= high <= block_size = {block_size}, got {list(stop)}")
-    return RandomLength(low, high)
+    return RandomLength(int(low), int(high))

@@ -129,6 +129,11 @@ class TextMDP(MDP[TextState, Any]):
         return self.max_prompt_tokens + self.max_new_tokens
 
     @property
+    def needs_state(self) -> bool:
+        """Whether masks or block ends depend on more than token counts: then they are asked state by state."""
+        return self.constraints.function is not None or self.stop is not None
+
+    @property
     def eos_id(self) -> int:
         """The token that ends an episode."""
         return self.codec.eos_id

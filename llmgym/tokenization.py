@@ -51,6 +51,7 @@ class Codec:
 
     def __init__(self, tokenizer: Any, cache_size: int = 4096):
         self.tokenizer = load_tokenizer(tokenizer)
+        self._backend = getattr(self.tokenizer, "backend_tokenizer", None)
         name = getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"tokenizer {name!r} has no EOS token: an episode could never end")
@@ -86,6 +87,8 @@ class Codec:
 
     def decode(self, tokens: Any) -> str:
         """Text of token ids without special tokens, spaces left as they are."""
+        if self._backend is not None:  # the same function without transformers' walk over every element
+            return self._backend.decode(list(tokens), skip_special_tokens=True)
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _plain(self, prompt: str) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ class Words(Task):
     failing_reward = -1.0
 
     def problem(self, rng: np.random.Generator, split: str = "train") -> Problem:
-        word = "".join(rng.choice(list("abc"), size=rng.integers(1, 5)))
+        word = "".join("abc"[i] for i in rng.integers(3, size=rng.integers(1, 5)))
         return Problem(f"{word}=" if split == "train" else f"={word}=", word)
 
     def score(self, problem: Problem, text: str) -> dict[str, float]:
@@ -99,7 +99,7 @@ def assert_same(a: Any, b: Any, where: str = "value") -> None:
             for i, (x, y) in enumerate(zip(a, b, strict=True)):
                 assert_same(x, y, f"{where}[{i}]")
         else:
-            np.testing.assert_array_equal(a, b, where)
+            assert np.array_equal(a, b), f"{where}: {a} and {b}"
     elif isinstance(a, tuple | list):
         assert len(a) == len(b), f"{where}: {len(a)} and {len(b)} items"
         for i, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -137,9 +137,10 @@ def read_problem(where: str, row: Any, prompt: str, answer: str | None, may_be_e
     """The problem of one row; columns besides prompt and answer become `data`."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} must be an object with keys, got {_short(row)}")
+    question = _text(where, row, prompt)
     gold = "" if answer is None else _text(where, row, answer, may_be_empty)
     data = {key: value for key, value in row.items() if key not in (prompt, answer)}
-    return Problem(_text(where, row, prompt), gold, data)
+    return Problem(question, gold, data)
 
 
 def _text(where: str, row: Mapping[str, Any], key: str, may_be_empty: bool = False) -> str:
@@ -248,7 +249,9 @@ def _load(dataset: Any, subset: str | None, source_split: str) -> Any:
 def _load_by_name(datasets: Any, name: str, subset: str | None) -> Any:
     path = Path(name)
     if path.is_file():
-        raise ValueError(f"dataset must be a datasets.Dataset, a hub id or a folder, got the file {name} (try from_jsonl)")
+        raise ValueError(
+            f"dataset must be a datasets.Dataset, a hub id or a folder, got the file {name} (try from_jsonl)"
+        )
     saved = any((path / file).exists() for file in ("dataset_dict.json", "state.json"))  # by save_to_disk
     try:
         return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, subset)

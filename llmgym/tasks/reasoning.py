@@ -18,23 +18,24 @@ import numpy as np
 from llmgym.tasks.base import Problem, Split, Task, draw, extract_answer, well_formed
 
 SIZE = 1_000_000  # items of a data set; item i is made from seed + i when it is asked for
-SIZES = {"acre": 5_000, "composite": 5_000, "word_ladder": 20_000}  # all made at once, or limited by the library
-MAX_CHARS = 10_000  # of an answer; the longest gold answers have 5,000
-MAX_FORMULA = 1_000  # of an answer that is a formula
+SIZES = {
+    "acre": 5_000,
+    "composite": 5_000,
+    "word_ladder": 20_000,
+}  # all made at once, or limited by the library
+MAX_CHARS = 10_000  # of an answer; the longest gold answers have 5,500
+MAX_FORMULA = 1_000  # characters of an answer that is a formula
+MAX_POWER = 50.0  # exponents of such an answer, nested ones multiplied
 _GLOBALS = threading.Lock()
 
 # What costs for ever in float-like parsers (1e999999999), or equals everything (NaN).
 _POISON = re.compile(r"(?<![a-z])(?:nan|inf|infinity)(?![a-ik-z])|[\d.]e[-+]?[\d_]{4,}", re.IGNORECASE)
 # Scorers that give the answer to eval() or to sympy, which calls eval().
 _EVALUATED = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
-_SYMBOLIC = frozenset({"countdown", "puzzle24"}) | {
-    "intermediate_integration",
-    "polynomial_multiplication",
-    "simple_integration",
-}
-_FUNCTIONS = frozenset(
-    "sin cos tan sec csc cot asin acos atan sinh cosh tanh asinh acosh atanh exp log ln sqrt Abs erf erfi".split()
-)
+_NUMERIC = frozenset({"countdown", "puzzle24"})
+_SYMBOLIC = frozenset({"intermediate_integration", "polynomial_multiplication", "simple_integration"})
+_SUM = re.compile(r"(?!.*\*\s*\*)[-+*/().0-9\s]{1,200}", re.DOTALL)
+_FUNCTIONS = re.compile(r"a?(?:sin|cos|tan)h?|sec|csc|cot|exp|log|ln|sqrt|Abs|erfi?")
 # What an answer must fulfil besides where reasoning-gym 0.1.25 gives full marks for nothing: any non-empty
 # text is a right answer of game_of_life_halting, and 6*4*1*1 of puzzle24 whatever the numbers are.
 _STRICTER: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
@@ -55,7 +56,8 @@ class ReasoningGym(Task):
 
     Answers that could run code, never end or are right by being NaN score 0 before the library sees them: three
     families of its scorers give the model's text to `eval`. An exception that only the answer explains scores 0
-    too; if the scorer also fails on the gold answer, the exception propagates. The items of isomorphic_strings,
+    too; if the scorer also fails on the gold answer, the exception propagates. What sympy spends on the
+    formula of an integral has no bound (seconds are common). The items of isomorphic_strings,
     knight_swap, polynomial_multiplication, ransom_note and word_ladder depend on PYTHONHASHSEED.
 
     Args:
@@ -118,7 +120,9 @@ def acceptable(answer: str, entry: Mapping[str, Any]) -> bool:
         return False
     if name in _EVALUATED and not is_literal(answer):
         return False
-    if name in _SYMBOLIC and (len(answer) > MAX_FORMULA or not is_formula(answer)):
+    if name in _NUMERIC and not _SUM.fullmatch(answer):
+        return False
+    if name in _SYMBOLIC and not is_formula(answer):
         return False
     return name not in _STRICTER or _STRICTER[name](answer, entry)
 
@@ -126,7 +130,7 @@ def acceptable(answer: str, entry: Mapping[str, Any]) -> bool:
 def is_literal(text: str) -> bool:
     """Whether `eval(text)` gives a literal such as a list of numbers, or is a syntax error."""
     try:
-        ast.literal_eval(ast.parse(text, mode="eval"))
+        ast.literal_eval(ast.parse(text.strip(), mode="eval"))
     except SyntaxError:
         return True
     except (ValueError, TypeError, RecursionError, MemoryError):
@@ -134,31 +138,43 @@ def is_literal(text: str) -> bool:
     return True
 
 
-def is_formula(text: str, limit: float = 100.0) -> bool:
-    """Whether `text` is a formula of numbers, names, + - * / ** and common functions with exponents up to `limit`."""
+def is_formula(text: str) -> bool:
+    """Whether `text` is made of numbers, names, + - * / **, parentheses and common functions, its powers small."""
+    if len(text) > MAX_FORMULA:
+        return False
     try:
-        _magnitude(ast.parse(text, mode="eval").body, limit)
+        _magnitude(ast.parse(text, mode="eval").body, MAX_POWER)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
     return True
 
 
-def _magnitude(node: Any, limit: float, depth: int = 0) -> float:
-    """A bound on the size of a formula's numbers, names counting 1; ValueError if it is not a harmless formula."""
+def _magnitude(node: Any, limit: float) -> float:
+    """A bound, at least 1, on the size of a formula whose names are 1.
+
+    Nested exponents multiply to `limit` at most; within an exponent (limit 0) there are no powers, and division
+    is by whole numbers only.
+
+    Raises:
+        ValueError: the formula is not harmless.
+    """
     match node:
         case ast.Constant(value=int() | float() as number) if abs(number) <= 1e30:
             return max(1.0, abs(float(number)))
         case ast.Name(id=name) if "_" not in name:
             return 1.0
         case ast.UnaryOp(op=ast.UAdd() | ast.USub(), operand=a):
-            return _magnitude(a, limit, depth)
-        case ast.BinOp(left=a, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() as op, right=b):
-            x, y = _magnitude(a, limit, depth), _magnitude(b, limit, depth)
-            return x + y if isinstance(op, ast.Add | ast.Sub) else x * y
-        case ast.BinOp(left=a, op=ast.Pow(), right=b) if depth < 2 and _magnitude(b, limit, 2) <= limit:
-            return _magnitude(a, limit, depth + 1) ** 2
-        case ast.Call(func=ast.Name(id=name), args=[a], keywords=[]) if name in _FUNCTIONS:
-            return _magnitude(a, limit, depth)
+            return _magnitude(a, limit)
+        case ast.BinOp(left=a, op=ast.Add() | ast.Sub(), right=b):
+            return _magnitude(a, limit) + _magnitude(b, limit)
+        case ast.BinOp(left=a, op=ast.Div(), right=ast.Constant(value=int() as n)):
+            return max(1.0, _magnitude(a, limit) / max(1, n))
+        case ast.BinOp(left=a, op=ast.Mult() | ast.Div() as op, right=b) if limit or isinstance(op, ast.Mult):
+            return _magnitude(a, limit) * _magnitude(b, limit)
+        case ast.BinOp(left=a, op=ast.Pow(), right=b) if (power := _magnitude(b, 0.0)) <= limit:
+            return _magnitude(a, limit / power) ** power
+        case ast.Call(func=ast.Name(id=name), args=[a], keywords=[]) if _FUNCTIONS.fullmatch(name):
+            return _magnitude(a, limit)
     raise ValueError(f"{type(node).__name__} is not allowed")
 
 

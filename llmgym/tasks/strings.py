@@ -82,4 +82,3 @@ class Sort(WordTask):
     def answer(self, word: str) -> str:
         """The letters in alphabetical order."""
         return "".join(sorted(word))
-

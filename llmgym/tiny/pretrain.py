@@ -63,6 +63,8 @@ class PretrainConfig:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("threads", 1), ("problems", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.lr < 1 or not 0 <= self.decay <= 1:
+            raise ValueError(f"lr must be in (0, 1) and decay in [0, 1], got {self.lr} and {self.decay}")
         if self.out.exists():
             raise ValueError(f"out must be a folder that does not exist yet, got {self.out}")
 
@@ -182,6 +184,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, card: str,
     model.save_pretrained(partial)
     save_tokenizer(tokenizer, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
+    for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
     partial.rename(out)
 
 
@@ -193,14 +197,14 @@ def model_card(config: PretrainConfig, minutes: float, losses: list[float], rows
 
 `python -m llmgym.tiny.pretrain --seed {config.seed} --steps {config.steps} --batch-size {config.batch_size} --out DIR`
 
-{minutes:.1f} minutes on {config.threads} threads ({platform.machine()}, torch {torch.__version__}); final loss
- {np.mean(losses[-100:]):.4f} nats a token (mean of the last 100 steps). On one machine with one number of
-threads the same seed gives the same weights.
+{minutes:.1f} minutes on {config.threads} threads ({platform.machine()}, torch {torch.__version__}).
+Final loss {np.mean(losses[-100:]):.4f} nats a token (mean of the last 100 steps).
+On one machine, with one number of threads, the same seed gives the same weights.
 
 ## What it can do
 
-Measured on problems of the held-out split, none of which occurs in the corpus: 1,000 additions of two three-digit
-numbers, 250 problems of each other task, by `python -m llmgym.tiny.measure`.
+Measured by `python -m llmgym.tiny.measure` on problems of the held-out split, none of which occurs in the corpus:
+{config.problems:,} additions of two three-digit numbers, a quarter as many problems of each other task.
 
 {figures}
 """
@@ -219,11 +223,7 @@ def pretrain(config: PretrainConfig) -> list[float]:
 
 def main() -> None:
     """Command line: the fields of `PretrainConfig`."""
-    try:
-        config = tyro.cli(PretrainConfig)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    pretrain(config)
+    pretrain(tyro.cli(PretrainConfig))
 
 
 if __name__ == "__main__":

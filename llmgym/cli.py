@@ -1,0 +1,76 @@
+"""The command `llmgym`: `llmgym train AGENT` and `llmgym eval`.
+
+Bad input ends in one sentence on stderr and exit code 2, Ctrl-C in exit code 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+AGENTS = ("grpo", "reinforce")
+HELP = """\
+usage: llmgym COMMAND [OPTIONS]
+
+Reinforcement learning of language models behind the Gymnasium API.
+
+commands:
+  train grpo        train with group relative policy optimisation
+  train reinforce   train with the Monte-Carlo policy gradient
+  eval              score a policy on held-out problems
+
+llmgym COMMAND --help explains every option; llmgym --version prints the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    import gymnasium
+
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    # Errors of the library are sentences for its user; whatever else is raised is a defect and keeps its traceback.
+    except (ValueError, OSError, MemoryError, gymnasium.error.Error) as error:
+        return _complain(" ".join(str(error).split()) or type(error).__name__, 2)
+
+
+def _dispatch(words: list[str]) -> int:
+    command, rest = (words[0], words[1:]) if words else ("", [])
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+    elif command == "--version":
+        print(import_module("llmgym").__version__)
+    elif command == "train":
+        return _train(rest)
+    elif command == "eval":
+        return _run("llmgym.commands.eval")(rest)
+    else:
+        raise ValueError(f"unknown command {command!r}: choose train or eval (llmgym --help)")
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    if words and words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if not words or words[0] not in AGENTS:
+        named = f"unknown agent {words[0]!r}" if words else "llmgym train needs an agent"
+        raise ValueError(f"{named}: choose {' or '.join(AGENTS)}, as in llmgym train {AGENTS[0]}")
+    return _run("llmgym.commands.train")(words[0], words[1:])
+
+
+def _run(module: str) -> Callable[..., int]:
+    # Commands import torch; the help of this module does without.
+    return import_module(module).run
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"llmgym: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of the command line, one module each; they stand above agents, and nothing imports them but `cli`."""

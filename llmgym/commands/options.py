@@ -1,0 +1,158 @@
+"""Options as typed dataclasses: tyro makes the command line from them, and a comment beside a field is its help."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import torch
+import tyro
+from tqdm import tqdm
+
+import llmgym  # noqa: F401  (registers the environments)
+from llmgym.files import read_json
+
+T = TypeVar("T")
+UNITS = {"token": "llmgym/TokenMDP-v0", "block": "llmgym/BlockMDP-v0", "sequence": "llmgym/SequenceMDP-v0"}
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """The text environment."""
+
+    env: str = "token"  # unit of action: token, block, sequence, or the id of a registered text environment
+    task: str = "arithmetic"  # name of a registered task: arithmetic, copy, countdown, jsonl, reasoning_gym, …
+    task_options: str = "{}"  # options of the task as a JSON object, such as '{"digits": 2}' or '{"path": "my.jsonl"}'
+    max_prompt_tokens: int = 32  # longest prompt
+    max_new_tokens: int = 48  # budget of tokens after the prompt
+    block_size: int | None = None  # tokens in an action, env block only (there 4 by default)
+    stop: str | None = None  # env block only: a block ends behind this text (\n is a newline), or after "[low, high]" tokens
+    banned_tokens: tuple[str, ...] = ()  # tokens that may never be chosen
+    min_new_tokens: int = 0  # tokens before the end-of-text token becomes legal
+
+    def make(self, tokenizer: str, split: str = "train") -> gym.Env:
+        """The environment, with the model's own tokenizer.
+
+        Raises:
+            ValueError: an option that cannot be meant.
+        """
+        env_id = UNITS.get(self.env, self.env)
+        if env_id not in gym.registry:
+            raise ValueError(f"unknown env {self.env!r}: choose {', '.join(UNITS)} or the id of a registered environment")
+        blocks = {"block_size": self.block_size, "stop": _stop(self.stop)}
+        try:
+            env = gym.make(
+                env_id,
+                task=self.task,
+                task_options=_json_object(self.task_options),
+                tokenizer=tokenizer,
+                split=split,
+                max_prompt_tokens=self.max_prompt_tokens,
+                max_new_tokens=self.max_new_tokens,
+                banned_tokens=self.banned_tokens,
+                min_new_tokens=self.min_new_tokens,
+                **{name: value for name, value in blocks.items() if value is not None},
+            )
+        except TypeError as error:  # a keyword that this task or environment does not have
+            raise ValueError(f"env {self.env}, task {self.task} with options {self.task_options}: {error}") from error
+        return env
+
+    @classmethod
+    def of_policy(cls, folder: str) -> EnvOptions:
+        """What the policy in a folder was trained on; the defaults for every other name."""
+        file = Path(folder) / "agent.json"
+        spec = read_json(file).get("env") if file.is_file() else None
+        if spec is None:
+            return cls()
+        spec = json.loads(spec)
+        kwargs, units = spec["kwargs"], {env_id: unit for unit, env_id in UNITS.items()}
+        known = {f.name: kwargs[f.name] for f in fields(cls) if kwargs.get(f.name) is not None}
+        known["task_options"] = json.dumps(kwargs.get("task_options") or {})
+        known["banned_tokens"] = tuple(known.get("banned_tokens", ()))
+        if "stop" in known and not isinstance(known["stop"], str):
+            known["stop"] = json.dumps(known["stop"])
+        return cls(**known, env=units.get(spec["id"], spec["id"]))
+
+
+def parse(options: type[T], words: list[str], *, prog: str, default: T) -> T:
+    """Options from the command line.
+
+    Raises:
+        ValueError: they cannot be parsed or hold a bad value, in one sentence.
+        SystemExit: after `--help`.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(tyro.conf.OmitArgPrefixes[options], args=words, prog=prog, default=default)  # type: ignore[valid-type]
+    except SystemExit as end:
+        if not end.code:
+            raise
+    raise ValueError(f"{_sentence(said.getvalue())} ({prog} --help explains every option)")
+
+
+def policy_folder(name: str) -> str:
+    """The policy that a run folder holds; any other name as it is."""
+    inside = Path(name) / "policy"
+    return str(inside) if (inside / "config.json").is_file() else name
+
+
+def check_positive(**values: float | None) -> None:
+    """Refuse a value that is not above 0; None is allowed."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def prepare(threads: int | None) -> None:
+    """What a command sets for its process: the number of threads, and that transformers does not chatter."""
+    from transformers.utils import logging
+
+    check_positive(threads=threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as a sentence each, above a progress bar instead of through it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}")  # type: ignore[assignment]
+        yield
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"task_options must be a JSON object such as '{{\"digits\": 2}}', got {text!r} ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"task_options must be a JSON object such as '{{\"digits\": 2}}', got {text!r}")
+    return value
+
+
+def _stop(text: str | None) -> Any:
+    """Text to stop at, with its escapes read, or the two numbers of `[low, high]`."""
+    if text is not None and re.fullmatch(r"\[\s*-?\d+\s*,\s*-?\d+\s*\]", text):
+        return json.loads(text)
+    return text if text is None else text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of the box that tyro draws around an error, and what it thinks was meant."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ") for line in plain.splitlines() if line.startswith("│")]
+    paragraphs = [p.split("\n") for p in re.split(r"\n─+\n", "\n".join(lines))]
+    said = re.sub(r"^Error parsing [a-z]\w*: ", "", " ".join(" ".join(paragraphs[0]).split()))
+    hints = [p[1].split()[0] for p in paragraphs if p[0].startswith("Perhaps you meant") and len(p) > 1]
+    return said + (f", perhaps you meant {hints[0]}" if hints else "")

@@ -1,0 +1,191 @@
+"""`llmgym train AGENT`: evaluate, train, evaluate again, and leave a run folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from llmgym.agents import GRPO, REINFORCE
+from llmgym.agents.base import Agent, AgentConfig
+from llmgym.commands import report
+from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
+from llmgym.evaluation import Completion, Score, complete, draw_problems, evaluate
+from llmgym.policy import LMPolicy
+from llmgym.runs import RunFolder, check_free, default_path
+from llmgym.tasks import Problem
+
+AGENTS: Mapping[str, type[Agent]] = {"grpo": GRPO, "reinforce": REINFORCE}
+DECODINGS = {"greedy": True, "temperature 1": False}  # name -> deterministic
+DEFAULT_SECONDS = 45.0
+UNITS = {"total_timesteps": "steps of all rows together", "total_tokens": "sampled tokens", "max_seconds": "seconds"}
+SAMPLES = 8  # prompts in samples.md
+EVALUATION_SEED = 0  # the same held-out problems in every run, whatever the agent's seed
+C = TypeVar("C", bound=AgentConfig)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Model, budget and run folder."""
+
+    model: str = "tiny"  # what is trained: tiny (the embedded model), a folder, a run folder or a hub id
+    out: str | None = None  # run folder, new or empty; None makes runs/AGENT-TASK-DATE-TIME
+    max_seconds: float | None = None  # budget of training in seconds; 45 when no budget is given at all
+    total_timesteps: int | None = None  # budget of training in environment steps x rows
+    total_tokens: int | None = None  # budget of training in sampled tokens
+    evaluate: bool = True  # accuracy and sample completions on the test split, before and after training
+    eval_problems: int = 1000  # held-out problems of each evaluation
+    eval_rows: int = 250  # completions in the making at once when evaluating; memory
+    threads: int | None = None  # CPU threads of torch; None leaves that to torch
+
+    def __post_init__(self):
+        check_positive(max_seconds=self.max_seconds, total_timesteps=self.total_timesteps)
+        check_positive(total_tokens=self.total_tokens, eval_problems=self.eval_problems, eval_rows=self.eval_rows)
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """Arguments of `learn`."""
+        limits = {"total_timesteps": self.total_timesteps, "total_tokens": self.total_tokens}
+        none = self.max_seconds is None and not any(limits.values())
+        return limits | {"max_seconds": DEFAULT_SECONDS if none else self.max_seconds}
+
+
+@dataclass(frozen=True)
+class TrainOptions(Generic[C]):
+    """Train a language model on a text environment and leave a run folder.
+
+    Ctrl-C stops after the current step (a second one at once): the run folder is completed, the evaluation after
+    training is skipped, the exit code is 130.
+    """
+
+    agent: C
+    env: EnvOptions = field(default_factory=EnvOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def run(name: str, words: list[str]) -> int:
+    """`llmgym train NAME WORDS…`."""
+    config = AGENTS[name].config_class
+    default = TrainOptions(agent=config(seed=0, verbose=1))
+    options = parse(TrainOptions[config], words, prog=f"llmgym train {name}", default=default)  # type: ignore[valid-type]
+    path = check_free(options.run.out or default_path(f"{name}-{options.env.task}"))
+    prepare(options.run.threads)
+    options = replace(options, run=replace(options.run, model=policy_folder(options.run.model), out=str(path)))
+    agent = AGENTS[name](options.run.model, options.env.make(options.run.model), **asdict(options.agent))
+    held_out = _held_out(agent, options.run) if options.run.evaluate else []
+    with RunFolder(path) as folder, plain_warnings():
+        folder.write_config({"command": ["train", name, *words], "name": name, **asdict(options)})
+        _announce(name, agent, options, folder)
+        return 130 if _Job(agent, options, folder, held_out).run() else 0
+
+
+class _Job:
+    """One run: what is done in which order, and what is kept when it is interrupted."""
+
+    def __init__(self, agent: Agent, options: TrainOptions, folder: RunFolder, held_out: list[Problem]):
+        self.agent, self.options, self.folder, self.held_out = agent, options, folder, held_out
+        self.scores: dict[str, dict[str, Score]] = {}
+        self.samples: dict[str, list[Completion]] = {}
+
+    def run(self) -> bool:
+        """Evaluate, train, evaluate; returns whether it was interrupted."""
+        interrupted = self._train()
+        if not interrupted:
+            interrupted = self._guarded(lambda: self._evaluate("after"))
+        self._draw()
+        if "after" in self.scores:
+            report.before_and_after(self.scores)
+        if interrupted:
+            again = f"llmgym eval --policy {self.folder.path}"
+            report.say(f"interrupted after {len(self.folder.records)} updates, no evaluation after training ({again})")
+        report.say(f"run folder: {self.folder.path}")
+        return interrupted
+
+    def _train(self) -> bool:
+        """Whatever ends training, the policy is saved and the curve drawn up to its last step."""
+        try:
+            return self._guarded(lambda: self._evaluate("before")) or self._guarded(self._learn)
+        finally:
+            self.agent.save(self.folder.policy)
+            self._draw()
+
+    def _guarded(self, work: Callable[[], bool | None]) -> bool:
+        """Whether `work` was interrupted: it says so itself, or an exception does."""
+        try:
+            return bool(work())
+        except KeyboardInterrupt:
+            return True
+
+    def _learn(self) -> bool:
+        limits = [f"{value:,g} {UNITS[name]}" for name, value in self.options.run.budget.items() if value is not None]
+        report.say(f"training for at most {' or '.join(limits)}")
+        with _stop_request() as asked:
+
+            def record(agent: Agent, metrics: Any, batch: Any) -> bool:
+                self.folder.log(metrics)
+                return not asked()
+
+            self.agent.learn(**self.options.run.budget, callback=record)
+            return asked()
+
+    def _evaluate(self, when: str) -> None:
+        """Scores and sample completions, by a policy of its own on the same weights: training's counters and
+        random numbers are not touched."""
+        if not self.held_out:
+            return
+        mdp, rows, scores = self.agent.mdp, self.options.run.eval_rows, {}
+        for how, deterministic in DECODINGS.items():
+            policy = LMPolicy(self.agent.policy.model, mdp, dtype="auto", seed=EVALUATION_SEED)
+            with report.bar(f"{when} training, {how}", len(self.held_out)) as progress:
+                scores[how] = evaluate(
+                    policy, mdp, self.held_out, deterministic=deterministic, rows=rows, progress=progress
+                )
+        self.samples[when] = complete(policy, mdp, self.held_out[:SAMPLES])
+        self.scores[when] = scores
+        self.folder.write_evaluation(self.scores)
+        self.folder.write_samples(self.samples["before"], self.samples.get("after"))
+
+    def _draw(self) -> None:
+        env = self.options.env
+        self.folder.draw(f"{type(self.agent).__name__}, {env.env}, {env.task}", self.scores)
+
+
+def _held_out(agent: Agent, run: RunOptions) -> list[Problem]:
+    return draw_problems(agent.mdp.task, run.eval_problems, split="test", seed=EVALUATION_SEED)
+
+
+def _announce(name: str, agent: Agent, options: TrainOptions, folder: RunFolder) -> None:
+    size = sum(p.numel() for p in agent.policy.model.parameters()) / 1e6
+    env, config = options.env, agent.config
+    report.say(
+        f"{name}: {options.run.model} ({size:.2f} M parameters, {agent.policy.device}), {env.env} environment, "
+        f"task {env.task}, {config.prompts} prompts x {config.samples} samples a step, seed {config.seed}"
+    )
+    report.say(f"run folder: {folder.path}")
+
+
+@contextmanager
+def _stop_request() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C as a request that is asked for after each step; the second one is an ordinary KeyboardInterrupt."""
+    requests: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+        # Not print: the signal may have come in the middle of one.
+        os.write(sys.__stderr__.fileno(), b"\nstopping after this step (Ctrl-C again: at once)\n")  # type: ignore[union-attr]
+
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(requests)
+    finally:
+        signal.signal(signal.SIGINT, before)
