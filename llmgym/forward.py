@@ -1,8 +1,8 @@
 """One step of a causal language model over a slot cache, in three forms behind one call.
 
-`LlamaForward` runs Llama-shaped models without the layers of Python around them; `CachedForward` runs any model with
-full attention through Hugging Face's own code; `FullForward` recomputes the whole text for everything else
-(recurrent layers, sliding windows). Parity of the first two with a full pass is tested in float64.
+`FusedLlama` runs small Llama-shaped models with as few kernels as they need; `CachedForward` runs any model with full
+attention through Hugging Face's own code; `FullForward` recomputes the whole text for everything else (recurrent
+layers, sliding windows). Parity of each with a plain forward pass is tested in float64.
 """
 
 from __future__ import annotations
@@ -15,58 +15,62 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-# Below this many parameters, calling a kernel costs more than running it: projections are fused into copies.
+# Below this many parameters, calling a kernel costs more than running it.
 FUSE_BELOW = 20_000_000
 
 
 def make_forward(model: Any) -> Any:
     """The fastest form that is exact for `model`."""
-    if _is_llama(model):
-        return LlamaForward(model)
-    return CachedForward(model) if _full_attention(model) else FullForward(model)
+    if not _full_attention(model):
+        return FullForward(model)
+    return FusedLlama(model) if _is_small_llama(model) else CachedForward(model)
 
 
 class SlotCache:
-    """Keys and values by layer, [slots, heads, positions, head dimension] each, grown by doubling."""
+    """Tensors [slots, …, positions, head dimension], grown by doubling."""
 
     def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.stores: list[Tensor] = []
 
     def reserve(self, slots: int, positions: int) -> None:
         """Make room; contents stay."""
-        if self.keys and (self.keys[0].shape[0] < slots or self.keys[0].shape[2] < positions):
-            self.keys = [_enlarged(k, slots, positions) for k in self.keys]
-            self.values = [_enlarged(v, slots, positions) for v in self.values]
+        if self.stores and (self.stores[0].shape[0] < slots or self.stores[0].shape[-2] < positions):
+            self.stores = [_enlarged(store, slots, positions) for store in self.stores]
 
-    def add_layer(self, k: Tensor, v: Tensor, slots: int, positions: int) -> None:
-        """A layer shaped like the new entries `k`, `v` [n, heads, q, dimension]."""
-        for store, x in ((self.keys, k), (self.values, v)):
-            store.append(x.new_zeros(max(slots, 1), x.shape[1], _round_up(positions), x.shape[3]))
+    def store(self, index: int, like: Tensor, slots: int, positions: int) -> Tensor:
+        """Store number `index`; a new one is shaped like an entry [n, …, head dimension] with positions inserted."""
+        if index == len(self.stores):
+            shape = (max(slots, 1), *like.shape[1:-1], _round_up(positions), like.shape[-1])
+            self.stores.append(like.new_zeros(shape))
+        return self.stores[index]
 
     def copy(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """Copy the first `length` positions of slots `source` to `target`."""
         self.reserve(int(target.max()) + 1, length)
-        for store in (*self.keys, *self.values):
-            store[target, :, :length] = store[source, :, :length]
+        for store in self.stores:
+            store[target, ..., :length, :] = store[source, ..., :length, :]
 
 
-class LlamaForward:
-    """Llama, Qwen2 and Mistral models as a dozen tensor operations a layer, on the model's own weights."""
+class FusedLlama:
+    """Llama, Qwen2 and Mistral models as fifteen kernels a layer, on fused copies of their weights.
+
+    Folded into the copies: the norms' weights, the attention scale, and an order of rows that makes the rotary
+    embedding one complex product (a dot product does not mind a permutation of its dimensions) and keys lie beside
+    values, so that one write stores both. Residuals are added by the matrix products themselves.
+    """
 
     def __init__(self, model: Any):
         config = model.config
         self.model, self.cache = model, SlotCache()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.eps = config.rms_norm_eps
-        self.fuse = sum(p.numel() for p in model.parameters()) < FUSE_BELOW
-        self.tables: tuple[Tensor, Tensor] | None = None
+        self.width, self.eps = config.hidden_size, config.rms_norm_eps
+        self.turns = torch.empty(0)
 
     def refresh(self) -> None:
-        """Read the weights anew: fused projections are copies."""
-        self.layers = [self._weights(layer) for layer in self.model.model.layers]
-        self.tables = None
+        """Read the weights anew."""
+        self.layers = [self._fused(layer) for layer in self.model.model.layers]
+        self.turns = torch.empty(0)
 
     def copy(self, source: np.ndarray, target: np.ndarray, length: int) -> None:
         """Copy cache entries between slots."""
@@ -74,68 +78,70 @@ class LlamaForward:
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, slots: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Logits [n, V] and hidden states [n, D] after the last of `ids` [n, q] at `positions` [n, q]."""
-        n, q = ids.shape
         weight = self.model.model.embed_tokens.weight
         where = _Where(ids, positions, slots, weight)
-        x = F.embedding(where.ids, weight)
+        x = F.embedding(where.ids.view(-1), weight)
         self.cache.reserve(where.n_slots, where.kv_length)
-        cos, sin = (t[where.positions][:, None] for t in self._tables(where.kv_length))
-        for i, layer in enumerate(self.layers):
-            x = x + self._attention(i, layer, self._norm(x, layer["norm1"]), cos, sin, where)
-            gate, up = _project(self._norm(x, layer["norm2"]), layer["gate_up"]).chunk(2, -1)
-            x = x + _project(F.silu(gate) * up, layer["down"])
-        hidden = self._norm(x[:, -1], self.model.model.norm.weight)
-        return _as_float(self.model.lm_head(hidden)), hidden
+        turns = self._turns(where.kv_length)[where.positions.view(-1)]
+        root = x.new_tensor((self.width * self.eps) ** 0.5)
+        for i, (qkv, bias, out, gate_up, down) in enumerate(self.layers):
+            projected = F.linear(_unit(x, root), qkv, bias).view(*turns.shape, 2)
+            turned = torch.view_as_real(torch.view_as_complex(projected) * turns).flatten(-2)
+            x = torch.addmm(x, self._attend(i, turned, where), out)
+            gate, up = F.linear(_unit(x, root), gate_up).chunk(2, -1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), down)
+        last = x.view(where.n, where.q, -1)[:, -1]
+        hidden = F.rms_norm(last, (self.width,), self.model.model.norm.weight, self.eps)
+        return self.model.lm_head(hidden), hidden
 
-    def _attention(self, i: int, layer: dict, x: Tensor, cos: Tensor, sin: Tensor, where: _Where) -> Tensor:
-        n, q, _ = x.shape
-        qkv = _project(x, layer["qkv"]).view(n, q, self.heads + 2 * self.kv_heads, self.dim).transpose(1, 2)
-        rotated, v = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
-        rotated = rotated * cos + torch.roll(rotated, self.dim // 2, -1) * sin
-        query, k = rotated[:, : self.heads], rotated[:, self.heads :]
-        keys, values = where.write(self.cache, i, k, v)
-        if q == 1:
-            out = _attend_one(query, keys, values, where.mask)
-        else:
+    def _attend(self, i: int, turned: Tensor, where: _Where) -> Tensor:
+        """Attention of `turned` [n q, heads, dim] over the cache, [n q, heads · dim]."""
+        n, q, k = where.n, where.q, self.kv_heads
+        entries = turned[:, self.heads :].view(n, q, k, 2, self.dim)
+        store = self.cache.store(i, entries[:, 0], where.n_slots, where.kv_length)
+        held = where.write(store, entries)
+        if q > 1:
+            query = turned[:, : self.heads].view(n, q, self.heads, self.dim).transpose(1, 2)
             out = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=where.mask, enable_gqa=self.heads != self.kv_heads
+                query, held[:, :, 0], held[:, :, 1], attn_mask=where.mask, scale=1.0, enable_gqa=self.heads != k
             )
-        return _project(out.transpose(1, 2).reshape(n, q, -1), layer["out"])
+            return out.transpose(1, 2).reshape(n * q, -1)
+        # One query a head: the queries that share a key are rows of one small product, and products on strided
+        # views need no copy of the cache. Both beat the fused attention kernel at this size.
+        keys, values = held.view(n * k, 2, *held.shape[-2:]).unbind(1)
+        scores = torch.bmm(turned[:, : self.heads].reshape(n * k, -1, self.dim), keys.transpose(1, 2))
+        if where.mask is not None:
+            scores.view(n, -1, scores.shape[-1]).add_(where.mask[:, 0])
+        return torch.bmm(scores.softmax(-1), values).view(n, -1)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
-        # Hugging Face rounds to float32 here whatever the model's dtype; parity in float64 needs the same rounding.
-        wide = x.float()
-        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [positions, dimension]; the sign of the rotated half is folded into sin."""
-        if self.tables is None or self.tables[0].shape[0] < length:
+    def _turns(self, length: int) -> Tensor:
+        """exp(i θ) by position and head, complex [positions, heads + 2 kv_heads, dim / 2]; 1 for values."""
+        if self.turns.shape[0] < length:
             weight = self.model.model.embed_tokens.weight
-            positions = torch.arange(_round_up(length), device=weight.device)[None]
-            cos, sin = self.model.model.rotary_emb(weight, positions)
-            half = self.dim // 2
-            self.tables = (cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1))
-        return self.tables
+            cos, sin = self.model.model.rotary_emb(weight, torch.arange(_round_up(length), device=weight.device)[None])
+            turn = torch.complex(cos[0, :, : self.dim // 2], sin[0, :, : self.dim // 2])[:, None]
+            pairs = torch.stack([turn, torch.ones_like(turn)], 2).expand(-1, self.kv_heads, -1, -1).flatten(1, 2)
+            self.turns = torch.cat([turn.expand(-1, self.heads, -1), pairs], 1)
+        return self.turns
 
-    def _weights(self, layer: Any) -> dict[str, Any]:
+    def _fused(self, layer: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Weights of one layer: [q; k, v by head], its bias, out (transposed), [gate; up], down (transposed)."""
         attention, mlp = layer.self_attn, layer.mlp
-        return {
-            "norm1": layer.input_layernorm.weight,
-            "norm2": layer.post_attention_layernorm.weight,
-            "qkv": self._group(attention.q_proj, attention.k_proj, attention.v_proj),
-            "out": self._group(attention.o_proj),
-            "gate_up": self._group(mlp.gate_proj, mlp.up_proj),
-            "down": self._group(mlp.down_proj),
-        }
+        first, second = (
+            norm.weight.detach() * self.width**0.5 for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
+        qkv = self._by_head([m.weight.detach() * first for m in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        biases = [m.bias for m in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        bias = None if biases[0] is None else self._by_head([b.detach()[:, None] for b in biases])[:, 0]
+        gate_up = torch.cat([m.weight.detach() * second for m in (mlp.gate_proj, mlp.up_proj)])
+        return qkv, bias, attention.o_proj.weight.detach().t(), gate_up, mlp.down_proj.weight.detach().t()
 
-    def _group(self, *linears: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
-        pairs = [(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in linears]
-        if not self.fuse or len(pairs) == 1:
-            return pairs
-        bias = None if pairs[0][1] is None else torch.cat([b for _, b in pairs if b is not None])
-        return [(torch.cat([w for w, _ in pairs]), bias)]
+    def _by_head(self, qkv: list[Tensor]) -> Tensor:
+        """Rows of q, k, v [heads · dim, *] in our order: rotary pairs adjacent, each key head before its value."""
+        q, k, v = (x.view(-1, self.dim, x.shape[-1]) for x in qkv)
+        pairs = torch.arange(self.dim).view(2, -1).t().reshape(-1)
+        kv = torch.stack([k[:, pairs], v], 1)
+        return torch.cat([q[:, pairs].flatten(0, 1) * self.dim**-0.5, kv.flatten(0, 2)])
 
 
 class CachedForward:
@@ -222,18 +228,14 @@ class _Where:
         self.column = self.kv_length - 1 if same and slots is None else None
         self.mask = None if same and not always_mask else self._mask(like.dtype)
 
-    def write(self, cache: SlotCache, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new entries [n, heads, q, dimension]; returns all entries of these rows up to `kv_length`."""
-        if layer == len(cache.keys):
-            cache.add_layer(k, v, self.n_slots, self.kv_length)
-        for store, new in ((cache.keys[layer], k), (cache.values[layer], v)):
-            if self.column is not None:
-                store[: self.n, :, self.column] = new[:, :, 0]
-            else:
-                store[self.rows, :, self.positions] = new.transpose(1, 2)
-        keys, values = cache.keys[layer], cache.values[layer]
-        chosen = slice(0, self.n) if self.slots is None else self.slots
-        return keys[chosen][:, :, : self.kv_length], values[chosen][:, :, : self.kv_length]
+    def write(self, store: Tensor, entries: Tensor) -> Tensor:
+        """Store new entries [n, q, …, dimension]; returns those of these rows up to `kv_length`, [n, …, T, dimension]."""
+        if self.column is not None:
+            store[: self.n, ..., self.column, :] = entries[:, 0]
+        else:
+            store.movedim(-2, 1)[self.rows, self.positions] = entries
+        held = store[: self.n] if self.slots is None else store[self.slots]
+        return held[..., : self.kv_length, :]
 
     def _mask(self, dtype: torch.dtype) -> Tensor:
         """Additive [n, 1, q, kv_length]: 0 for slots up to the query's position, the dtype's lowest value beyond."""
@@ -250,32 +252,21 @@ class _HuggingFaceCache(Cache):
         self._cache, self._where = cache, where
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        """Store and return, as `Cache.update`."""
-        return self._where.write(self._cache, layer_idx, key_states, value_states)
+        """Store and return, as `Cache.update`; both [n, heads, q, dimension]."""
+        held = []
+        for index, new in ((2 * layer_idx, key_states), (2 * layer_idx + 1, value_states)):
+            entries, where = new.transpose(1, 2), self._where
+            held.append(where.write(self._cache.store(index, entries[:, 0], where.n_slots, where.kv_length), entries))
+        return tuple(held)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before this call, of the longest row."""
         return self._where.kv_length - self._where.q
 
 
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one query a head: [n, H, 1, D] over [n, K, T, D] -> [n, H, 1, D].
-
-    The H / K queries that share a key head are rows of one small matrix product, and batched products on strided
-    views need no copy of the cache: at this size both beat the fused kernel.
-    """
-    n, heads, _, dim = query.shape
-    kv_heads = keys.shape[1]
-    scores = torch.matmul(query.reshape(n, kv_heads, heads // kv_heads, dim), keys.transpose(-1, -2)) * dim**-0.5
-    if mask is not None:
-        scores += mask
-    weights = scores.softmax(-1, dtype=torch.float32 if scores.dtype == torch.bfloat16 else None)
-    return torch.matmul(weights.to(values.dtype), values).view(n, heads, 1, dim)
-
-
-def _project(x: Tensor, group: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    parts = [F.linear(x, weight, bias) for weight, bias in group]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+def _unit(x: Tensor, root: Tensor) -> Tensor:
+    """x / sqrt(|x|² + D ε): an RMS norm whose weight and √D are folded into the next projection."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), root)
 
 
 def _as_float(logits: Tensor) -> Tensor:
@@ -288,18 +279,23 @@ def _round_up(length: int) -> int:
 
 
 def _enlarged(x: Tensor, slots: int, positions: int) -> Tensor:
-    slots, positions = max(slots, x.shape[0]), max(_round_up(positions), x.shape[2])
-    bigger = x.new_zeros(slots, x.shape[1], positions, x.shape[3])
-    bigger[: x.shape[0], :, : x.shape[2]] = x
+    slots, positions = max(slots, x.shape[0]), max(_round_up(positions), x.shape[-2])
+    bigger = x.new_zeros(slots, *x.shape[1:-2], positions, x.shape[-1])
+    bigger[: x.shape[0], ..., : x.shape[-2], :] = x
     return bigger
 
 
-def _is_llama(model: Any) -> bool:
+def _is_small_llama(model: Any) -> bool:
     known = type(model).__name__ in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
-    if not known or not _full_attention(model) or model.config.hidden_act != "silu":
+    if not known or model.config.hidden_act != "silu" or model.dtype not in (torch.float32, torch.float64):
         return False
     # Adapters and quantised layers replace the linear modules; their own forward must then run.
-    return all(type(m) is nn.Linear for n, m in model.named_modules() if n.endswith("_proj"))
+    linears = [m for name, m in model.named_modules() if name.endswith("_proj")]
+    plain = all(type(m) is nn.Linear for m in linears) and all(
+        m.bias is None for layer in model.model.layers for m in (layer.self_attn.o_proj, *layer.mlp.children())
+        if isinstance(m, nn.Linear)
+    )
+    return plain and sum(p.numel() for p in model.parameters()) < FUSE_BELOW
 
 
 def _full_attention(model: Any) -> bool:

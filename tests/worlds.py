@@ -73,10 +73,10 @@ def four_mdp(**changes: Any) -> TextMDP:
     return TextMDP(**(task | {"max_prompt_tokens": 3, "max_new_tokens": 3} | changes))
 
 
-def lm_policy(env: Any, kind: str = "gpt2", seed: int = 0, **settings: Any) -> LMPolicy:
-    """A policy over a tiny float64 model that fits the environment's tokenizer."""
+def lm_policy(env: Any, model: Any = "gpt2", seed: int = 0, **settings: Any) -> LMPolicy:
+    """A float64 policy over a tiny model that fits the environment's tokenizer; `model` is a kind or a model."""
     mdp = env if isinstance(env, TextMDP) else env.unwrapped.mdp
-    model = tiny_model(kind, mdp.codec.vocab_size, seed)
+    model = tiny_model(model, mdp.codec.vocab_size, seed) if isinstance(model, str) else model
     return LMPolicy(model, mdp, **({"dtype": "float64", "device": "cpu", "seed": 0} | settings))
 
 
