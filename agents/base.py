@@ -214,7 +214,9 @@ class Agent:
         old_logp = None if single else self._old_logp(batch)
         generator = torch.Generator().manual_seed(int(self.rng.integers(2**31)))
         for _ in range(config.epochs):
-            order = torch.randperm(len(batch), generator=generator) if config.minibatches > 1 else torch.arange(len(batch))
+            order = (
+                torch.randperm(len(batch), generator=generator) if config.minibatches > 1 else torch.arange(len(batch))
+            )
             for rows in order.chunk(config.minibatches):
                 self._step(batch, rows, advantages, old_logp, ref_logp, totals)
         return totals.mean()

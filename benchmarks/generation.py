@@ -66,7 +66,10 @@ def compare(config: Config, model, batch: int) -> dict[str, float]:
     """Both sides on one batch size, alternating."""
     env, policy, problems = ours(config, model, batch, config.new_tokens)
     prompts = torch.as_tensor(prompt_ids(env, problems), device=model.device)
-    sides = {"llmgym": lambda: step_through(env, policy, problems), "generate": lambda: generate(config, model, env, prompts)}
+    sides = {
+        "llmgym": lambda: step_through(env, policy, problems),
+        "generate": lambda: generate(config, model, env, prompts),
+    }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for name, run in sides.items():
         run()  # warm-up
@@ -77,7 +80,14 @@ def compare(config: Config, model, batch: int) -> dict[str, float]:
             rates[name].append(tokens / (time.perf_counter() - started))
     a, b = (median(rates[name]) for name in ("llmgym", "generate"))
     pairs = sorted(x / y for x, y in zip(rates["llmgym"], rates["generate"], strict=True))
-    return {"batch": batch, "new_tokens": config.new_tokens, "llmgym": a, "generate": b, "ratio": a / b, "ratio_min": pairs[0]}
+    return {
+        "batch": batch,
+        "new_tokens": config.new_tokens,
+        "llmgym": a,
+        "generate": b,
+        "ratio": a / b,
+        "ratio_min": pairs[0],
+    }
 
 
 def ours(config: Config, model, batch: int, new_tokens: int):
@@ -158,7 +168,9 @@ def linear(config: Config, model) -> list[dict[str, float]]:
 
 def about(config: Config) -> dict[str, str]:
     """What the figures belong to."""
-    device = torch.cuda.get_device_name() if config.device.startswith("cuda") else platform.processor() or platform.machine()
+    device = (
+        torch.cuda.get_device_name() if config.device.startswith("cuda") else platform.processor() or platform.machine()
+    )
     return {
         "model": config.model,
         "device": f"{device}, {config.threads} threads" if config.device == "cpu" else device,
@@ -173,7 +185,9 @@ def show(rows: list[dict[str, float]], config: Config) -> None:
     for name in rows[-1]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(f"{row[n]:,.2f}" if "ratio" in n else f"{row[n]:,.0f}" if n in row else "" for n in rows[-1] if n in row))
+        table.add_row(
+            *(f"{row[n]:,.2f}" if "ratio" in n else f"{row[n]:,.0f}" if n in row else "" for n in rows[-1] if n in row)
+        )
     Console(width=120).print(table)
 
 

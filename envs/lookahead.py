@@ -51,6 +51,11 @@ class _SplitDecoder(IncrementalDecoder):
     In one padded pass every running row would repeat its token as often as the longest prompt has tokens.
     """
 
+    def version(self) -> tuple[int, ...]:
+        """Changes whenever the model's parameters do."""
+        self._refresh()
+        return self._version
+
     def _feed(self, tokens: np.ndarray, start: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor | None]:
         longer = lengths - start > 1
         if longer.all() or not longer.any():
@@ -85,7 +90,6 @@ class Lookahead:
     def __init__(self, model: Any, num_rows: int, vocab_size: int):
         self.model, self.num_rows, self.vocab_size = model, num_rows, vocab_size
         self.decoder = _SplitDecoder(model)
-        self._parameters = tuple(model.parameters())  # walking the modules anew takes a millisecond
         self.keep_finals = False
         self.clear()
 
@@ -136,7 +140,7 @@ class Lookahead:
 
     def _changed(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Rows whose prediction is not at hand, bool [N]: another text, or older parameters of the model."""
-        version = tuple(p._version for p in self._parameters)
+        version = self.decoder.version()
         if self._seen is None or version != self._version or tokens.shape != self._tokens.shape:
             self._version = version
             return np.ones(self.num_rows, bool)

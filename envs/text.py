@@ -12,7 +12,7 @@ from llmgym.text import TextMDP
 class TextEnv(MDPEnv):
     """Text generation with a block of tokens as the action; see `TokenMDP` for the documentation page."""
 
-    metadata = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own type)
 
     def __init__(self, *, render_mode: str | None = None, mask_in_info: bool = False, **mdp: Any):
         super().__init__(TextMDP(**mdp), render_mode, mask_in_info)
@@ -96,8 +96,10 @@ class BlockMDP(TextEnv):
     States, transitions and rewards are the same; so are the return, Σ log π and Σ KL of the same token stream.
 
     ## Action Space
-    `MultiDiscrete([V] * block_size)`. What follows EOS, the budget or the end given by `stop` is ignored and is no
-    part of the action's log-probability. A forbidden token ends the episode; the tokens before it stay.
+    `MultiDiscrete([V] * block_size)`. `stop` ends a block early: at a string (newline, tag, …), after a random
+    length in `[low, high]` drawn from the state's key, or where a function says so. What follows EOS, the budget or
+    the block's end is ignored and is no part of the action's log-probability. A forbidden token ends the episode;
+    the tokens before it stay.
     `action_masks()` is exact for the first token of the block; of the others it says only what earlier tokens of
     the block cannot change.
 
@@ -119,7 +121,7 @@ class BlockMDP(TextEnv):
     | Argument | Default | Meaning |
     |---|---|---|
     | `block_size` | 4 | tokens in an action, in [1, max_new_tokens]; the cap when `stop` is given |
-    | `stop` | None | ends a block early: a string (newline, tag, …), `[low, high]` for a random length drawn from the state's key, or `(state, tokens of the block) -> bool` |
+    | `stop` | None | end of a block: a string, `[low, high]`, or `(state, tokens of the block) -> bool` |
 
     ```python
     env = gym.make("llmgym/BlockMDP-v0", block_size=8, stop="\\n")

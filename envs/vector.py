@@ -37,7 +37,7 @@ class VectorTextEnv(VectorEnv):
     every row).
     """
 
-    metadata: dict[str, Any] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own type)
         "render_modes": ["ansi", "human"],
         "render_fps": 4,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -154,13 +154,13 @@ class VectorTextEnv(VectorEnv):
         """An opaque, picklable snapshot of all rows."""
         self._check_started()
         rngs = [None if rng is None else rng.bit_generator.state for rng in self._rngs]
-        arrays = {name: getattr(self, name).copy() for name in _ARRAYS}
+        arrays = {name: getattr(self, f"_{name}").copy() for name in _ARRAYS}
         return {"arrays": arrays, "problems": list(self._problems), "rngs": rngs}
 
     def set_state(self, snapshot: dict[str, Any]) -> None:
         """Continue from `get_state()`, of this or of another environment with the same arguments."""
         for name, array in snapshot["arrays"].items():
-            setattr(self, name, array.copy())
+            setattr(self, f"_{name}", array.copy())
         self._problems = list(snapshot["problems"])
         for row, state in enumerate(snapshot["rngs"]):
             if state is not None:
@@ -225,7 +225,7 @@ class VectorTextEnv(VectorEnv):
                 stopped = [mdp.stop(bases[r], self._since(before, r)) for r in rows]
                 rows = rows[~np.array(stopped, bool)]
 
-    def _legal(self, rows: np.ndarray, tokens: np.ndarray, bases: dict[int, TextState], before: np.ndarray) -> np.ndarray:
+    def _legal(self, rows: np.ndarray, tokens: np.ndarray, bases: dict, before: np.ndarray) -> np.ndarray:
         if self.mdp.constraints.function is None:
             return self.mdp.constraints.static_allows(self._length[rows] - self._n_prompt[rows], tokens)
         masks = [self.mdp.constraints.mask(bases[r], self._since(before, r)) for r in rows]
@@ -306,7 +306,7 @@ class VectorTextEnv(VectorEnv):
             self.render()
 
 
-_ARRAYS = ("_ids", "_attention", "_chosen", "_length", "_n_prompt", "_key", "_steps", "_finish", "_terminated", "_truncated")
+_ARRAYS = ("ids", "attention", "chosen", "length", "n_prompt", "key", "steps", "finish", "terminated", "truncated")
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

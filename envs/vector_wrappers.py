@@ -91,7 +91,8 @@ class VectorTopKActions(_VectorModelWrapper):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None):
         """As the environment's, with the candidates in `infos`."""
         observations, infos = super().reset(seed=seed, options=options)
-        return observations, self._with_candidates(infos)
+        told = (options or {}).get("reset_mask")
+        return observations, self._with_candidates(infos, np.ones(self.num_envs, bool) if told is None else told)
 
     def step(self, actions: Any):
         """Play each row's candidate."""
@@ -100,7 +101,7 @@ class VectorTopKActions(_VectorModelWrapper):
             raise ValueError(f"actions must be {self.num_envs} integers in [0, {self.k}), got {actions}")
         tokens = self.shortlist.tokens[np.arange(self.num_envs), index]
         observations, rewards, terminated, truncated, infos = self.env.step(tokens)
-        return observations, rewards, terminated, truncated, self._with_candidates(infos)
+        return observations, rewards, terminated, truncated, self._with_candidates(infos, ~self.over)
 
     def _shortlist(self, infos: dict[str, Any] | None = None) -> Shortlist:
         return shortlist(self.predict(infos).logits, self._masks(), self.k, self.min_prob)
@@ -113,12 +114,16 @@ class VectorTopKActions(_VectorModelWrapper):
             masks[row] = self.mdp.token_mask(self.base.state(row))
         return masks
 
-    def _with_candidates(self, infos: dict[str, Any]) -> dict[str, Any]:
+    def _with_candidates(self, infos: dict[str, Any], told: np.ndarray) -> dict[str, Any]:
         tokens, logp, legal = self._shortlist(infos)
-        open_ = ~self.over
-        infos = infos | {"candidates": _only(tokens, open_), "_candidates": open_}
-        infos |= {"candidate_logp": _only(logp, open_), "_candidate_logp": open_.copy()}
-        return infos | {"action_mask": legal} if "action_mask" in infos else infos
+        infos = infos | {"candidates": _only(tokens, told), "_candidates": told}
+        infos |= {"candidate_logp": _only(logp, told), "_candidate_logp": told.copy()}
+        if "action_mask" in infos:
+            infos["action_mask"] = _only(legal, infos["_action_mask"])
+        if "action_mask" in infos.get("final_info", {}):  # nothing is forbidden once the episode is over
+            ended = np.broadcast_to(infos["_final_info"][:, None], legal.shape)
+            infos["final_info"] = infos["final_info"] | {"action_mask": ended.copy()}
+        return infos
 
 
 class VectorHiddenStateObservation(_VectorModelWrapper):

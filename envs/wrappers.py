@@ -102,14 +102,13 @@ class TopKActions(_ModelWrapper):
             raise ValueError(f"an action must be in [0, {self.k}), got {action}")
         token = int(self.shortlist.tokens[0, int(action)])
         observation, reward, terminated, truncated, info = self.env.step(token)
-        if not (terminated or truncated):
-            info = self._with_candidates(info)
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, self._with_candidates(info, terminated or truncated)
 
-    def _with_candidates(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _with_candidates(self, info: dict[str, Any], over: bool = False) -> dict[str, Any]:
         tokens, logp, legal = (array[0] for array in self.shortlist)
-        info = info | {"candidates": tokens, "candidate_logp": logp}
-        return info | {"action_mask": legal} if "action_mask" in info else info
+        if "action_mask" in info:
+            info = info | {"action_mask": legal}
+        return info if over else info | {"candidates": tokens, "candidate_logp": logp}
 
 
 class HiddenStateObservation(_ModelWrapper):
@@ -195,9 +194,11 @@ def shortlist_layer(env: Any, kind: type) -> Any:
 
 def hidden_space(model: Any, shortlist_wrapper: Any) -> Box:
     """Space of a last hidden state, and of the log-probs of a short-list when there is one."""
-    size = model.config.get_text_config().hidden_size
-    size += 0 if shortlist_wrapper is None else shortlist_wrapper.k
-    return Box(-np.inf, np.inf, (size,), np.float32)
+    k = 0 if shortlist_wrapper is None else shortlist_wrapper.k
+    # Finite, since the checkers warn of infinite bounds; what a model's states cannot exceed is not known.
+    high = np.full(model.config.hidden_size, np.finfo(np.float32).max, np.float32)
+    low = np.concatenate([-high, np.full(k, LOWEST_LOGP, np.float32)])
+    return Box(low, np.concatenate([high, np.zeros(k, np.float32)]), dtype=np.float32)
 
 
 def finite(logp: np.ndarray) -> np.ndarray:

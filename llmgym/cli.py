@@ -48,7 +48,8 @@ def _dispatch(words: list[str]) -> int:
     elif command == "eval":
         return _run("llmgym.commands.eval")(rest)
     else:
-        raise ValueError(f"unknown command {command!r}: choose train or eval (llmgym --help)")
+        named = f"unknown command {command!r}" if words else "a command is missing"
+        raise ValueError(f"{named}: choose train or eval (llmgym --help)")
     return 0
 
 

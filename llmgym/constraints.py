@@ -43,7 +43,7 @@ class Constraints:
         if self.min_new_tokens < 0:
             raise ValueError(f"min_new_tokens must be at least 0, got {self.min_new_tokens}")
         if not self.static(0).any():
-            raise ValueError(f"banned_tokens leave no token to begin with: {len(self.banned)} of {self.vocab_size} banned")
+            raise ValueError(f"banned_tokens leave no token to begin with: {len(self.banned)} of {self.vocab_size}")
 
     def __bool__(self) -> bool:
         return bool(self.banned or self.min_new_tokens or self.function)

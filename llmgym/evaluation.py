@@ -12,11 +12,9 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from llmgym.batch import Batch
-from llmgym.counters import Counters
-from llmgym.policy import Action, _Block
 from llmgym.rollout import rollout
-from llmgym.tasks import Problem, Split, Task
-from llmgym.text import EOS, TextMDP, TextState
+from llmgym.tasks import Problem, Split
+from llmgym.text import EOS, TextMDP
 
 Z95 = 1.959963984540054  # standard normal quantile of 97.5 %
 Progress = Callable[[int], None]
@@ -119,7 +117,8 @@ def evaluate(
     """Score a policy on distinct problems of a task.
 
     Args:
-        policy: an `LMPolicy`, a `RandomPolicy` or whatever `rollout` takes. Its counters and its generator move on.
+        policy: an `LMPolicy`, a `llmgym.baselines.RandomPolicy` or whatever `rollout` takes and has `counters`. Its
+            counters and its generator move on.
         env: a text environment, single or vector, or a `TextMDP`, for its rules.
         problems: how many to draw, or the problems themselves.
         split: which split they are drawn from.
@@ -136,8 +135,8 @@ def evaluate(
         raise ValueError(f"n must be at least 1, got {n}")
     if n > 1 and deterministic:
         raise ValueError(f"n > 1 needs sampling: {n} greedy completions would all be the same")
-    mdp = _mdp(env)
-    asked = draw_problems(mdp.task, problems, split=split, seed=seed) if isinstance(problems, int) else problems
+    mdp = mdp_of(env)
+    asked = draw_problems(mdp, problems, split=split, seed=seed) if isinstance(problems, int) else problems
     start, spent = time.perf_counter(), policy.counters.as_dict()
     repeated = [problem for problem in asked for _ in range(n)]
     done = complete(policy, mdp, repeated, deterministic=deterministic, rows=rows, seed=seed, progress=progress)
@@ -162,35 +161,38 @@ def complete(
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got {rows}")
-    mdp = _mdp(env)
+    mdp = mdp_of(env)
     for problem in problems:
-        mdp.start(problem)  # a prompt that is too long is refused before anything is sampled
+        mdp.start(problem)
+    make: Any = load_env_creator("llmgym.envs.vector:VectorTextEnv")  # by string: the core imports no environments
     completions: list[Completion] = []
     for i in range(0, len(problems), rows):
         part = list(problems[i : i + rows])
-        venv = load_env_creator("llmgym.envs.vector:VectorTextEnv")(mdp, len(part), autoreset_mode="Disabled")
+        venv = make(mdp, len(part), autoreset_mode="Disabled")
         venv.reset(seed=seed + i, options={"problem": part})
         batch = rollout(venv, policy, part, deterministic=deterministic, progress=progress)
         completions += [_completion(problem, batch, row) for row, problem in enumerate(part)]
     return completions
 
 
-def draw_problems(task: Task, count: int, *, split: Split = "test", seed: int = 0) -> list[Problem]:
+def draw_problems(env: Any, count: int, *, split: Split = "test", seed: int = 0) -> list[Problem]:
     """`count` distinct problems of a split, or as many as the split has.
 
     A task does not say how many problems it has: the draw ends when new ones have stopped coming.
 
     Raises:
-        ValueError: `count` is below 1, or the split has no problem.
+        ValueError: `count` is below 1, the split has no problem, or a prompt is too long for the environment.
     """
     if count < 1:
         raise ValueError(f"problems must be at least 1, got {count}")
-    rng, found, repeats = np.random.default_rng(seed), dict[Problem, None](), 0
+    mdp, rng, found, repeats = mdp_of(env), np.random.default_rng(seed), dict[Problem, None](), 0
     # With one problem left to find, this many draws miss it with probability exp(-20).
     while len(found) < count and repeats < 100 + 20 * len(found):
-        problem = task.problem(rng, split)
+        problem = mdp.task.problem(rng, split)
         repeats = repeats + 1 if problem in found else 0
         found.setdefault(problem)
+    for problem in found:
+        mdp.start(problem)  # refuses what is too long before anything is sampled
     return list(found)
 
 
@@ -204,37 +206,8 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-class RandomPolicy:
-    """Uniform over the legal tokens: the floor under every score. It holds no model.
-
-    Args:
-        env: a text environment, single or vector, or a `TextMDP`, for its rules.
-        seed: of the choices.
-    """
-
-    def __init__(self, env: Any, seed: int | None = None):
-        self.mdp, self.counters, self.rng = _mdp(env), Counters(), np.random.default_rng(seed)
-
-    def act(
-        self,
-        observation: dict[str, np.ndarray],
-        active: np.ndarray | None = None,
-        *,
-        states: Sequence[TextState] | None = None,
-        deterministic: bool = False,
-    ) -> Action:
-        """A random block for every active row, as `LMPolicy.act`; `deterministic` changes nothing."""
-        block = _Block(self.mdp, observation, active, states)
-        while block.rows.size:
-            masks = block.masks()
-            legal = np.ones((len(block.rows), self.mdp.codec.vocab_size), bool) if masks is None else masks.numpy()
-            tokens = np.where(legal, self.rng.random(legal.shape), -1.0).argmax(1)
-            self.counters.sampled_tokens += len(tokens)
-            block.add(tokens, -np.log(legal.sum(1)))
-        return Action(block.tokens, block.logp)
-
-
-def _mdp(env: Any) -> TextMDP:
+def mdp_of(env: Any) -> TextMDP:
+    """The rules of a text environment, single or vector; a `TextMDP` is its own."""
     mdp = env if isinstance(env, TextMDP) else getattr(getattr(env, "unwrapped", env), "mdp", None)
     if not isinstance(mdp, TextMDP):
         raise ValueError(f"env must be a text environment of llmgym or a TextMDP, got {env!r}")

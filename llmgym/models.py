@@ -18,9 +18,9 @@ def load_model(name_or_model: Any, *, device: Any = "auto", dtype: str = "auto")
 
     Args:
         name_or_model: "tiny" (the embedded model), a folder, a hub id, or a model. A model is not copied: it is
-            moved and converted only as far as `device` and `dtype` ask for it.
-        device: "auto" (CUDA when there is one, else the CPU; a model stays where it is), or whatever
-            `torch.device` accepts and this machine has.
+            the one that is moved and converted.
+        device: "auto" (CUDA when there is one, else the CPU), or whatever `torch.device` accepts and this machine
+            has.
         dtype: "float32", "bfloat16", "float64", or "auto": as stored, and a model's own.
 
     Raises:
@@ -28,12 +28,12 @@ def load_model(name_or_model: Any, *, device: Any = "auto", dtype: str = "auto")
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}")
-    named = isinstance(name_or_model, str | Path)
-    target = resolve_device(device) if named or device != "auto" else None
-    model = _from_name(name_or_model, dtype) if named else name_or_model
-    if not named and dtype != "auto":
-        model = model.to(_torch_dtype(dtype))
-    return (model if target is None else model.to(target)).eval()
+    target = resolve_device(device)
+    if isinstance(name_or_model, str | Path):
+        model = _from_name(name_or_model, dtype)
+    else:
+        model = name_or_model if dtype == "auto" else name_or_model.to(_torch_dtype(dtype))
+    return model.to(target).eval()
 
 
 def resolve_device(device: Any = "auto") -> torch.device:

@@ -42,7 +42,9 @@ def learning_curve(
     figure = Figure(figsize=(1 + 3.5 * len(panels), 3.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     tokens = np.array([record.get("sampled_tokens", i + 1) for i, record in enumerate(records)], float)
-    for axes, (name, label), colour in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, _COLOURS, strict=False):
+    for axes, (name, label), colour in zip(
+        np.atleast_1d(figure.subplots(1, len(panels))), panels, _COLOURS, strict=False
+    ):
         _draw(axes, tokens, np.array([record.get(name, np.nan) for record in records], float), colour)
         _dress(axes, label, share=name == "accuracy")
         if name == "accuracy":

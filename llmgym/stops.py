@@ -46,7 +46,7 @@ class RandomLength:
             return False
         # Seeded by key and position: every block has a length of its own, and asking twice gives the same.
         rng = np.random.default_rng((state.key, len(state.tokens)))
-        return len(tokens) >= rng.integers(self.low, self.high + 1)
+        return len(tokens) >= int(rng.integers(self.low, self.high + 1))
 
 
 def make_stop(stop: str | Sequence[int] | StopRule | None, tokenizer: Any, block_size: int) -> StopRule | None:
@@ -59,10 +59,10 @@ def make_stop(stop: str | Sequence[int] | StopRule | None, tokenizer: Any, block
         return stop
     if isinstance(stop, str) and stop:
         return StopAtText(stop, tokenizer)
-    whole = isinstance(stop, tuple | list) and all(isinstance(n, int | np.integer) for n in stop)
-    if not whole or len(stop) != 2:
+    lengths = [int(n) for n in stop if isinstance(n, int | np.integer)] if isinstance(stop, tuple | list) else []
+    if len(lengths) != 2 or len(stop) != 2:
         raise ValueError(f"stop must be a non-empty string, [low, high] or a function, got {stop!r}")
-    low, high = stop
+    low, high = lengths
     if not 1 <= low <= high <= block_size:
-        raise ValueError(f"stop lengths need 1 <= low <= high <= block_size = {block_size}, got {list(stop)}")
-    return RandomLength(int(low), int(high))
+        raise ValueError(f"stop lengths need 1 <= low <= high <= block_size = {block_size}, got {lengths}")
+    return RandomLength(low, high)

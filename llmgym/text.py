@@ -155,7 +155,8 @@ class TextMDP(MDP[TextState, Any]):
         tokens = self.codec.encode_prompt(problem, self.task)
         if len(tokens) > self.max_prompt_tokens:
             raise ValueError(
-                f"prompt {problem.prompt[:60]!r} has {len(tokens)} tokens, max_prompt_tokens is {self.max_prompt_tokens}"
+                f"prompt {problem.prompt[:60]!r} has {len(tokens)} tokens, "
+                f"max_prompt_tokens is {self.max_prompt_tokens}"
             )
         return TextState(problem, tokens, len(tokens), (False,) * len(tokens), key)
 
@@ -235,8 +236,8 @@ class TextMDP(MDP[TextState, Any]):
             outcome = self.outcome(state)
         except ScorerFailed:
             outcome = Outcome(0.0, {}, False)
-        info = {"text": self.text(state), "finish_reason": state.finish_reason, "n_tokens": state.n_tokens}
-        info |= {"reward_terms": dict(outcome.terms), "is_success": outcome.is_success}
+        info: dict[str, Any] = {"text": self.text(state), "finish_reason": state.finish_reason}
+        info |= {"n_tokens": state.n_tokens, "reward_terms": dict(outcome.terms), "is_success": outcome.is_success}
         return info | ({"illegal": True} if state.finish_reason == ILLEGAL else {})
 
     def render(self, state: TextState, mode: str) -> str | None:
@@ -245,7 +246,8 @@ class TextMDP(MDP[TextState, Any]):
 
         if mode == "ansi":
             return state.problem.prompt + self.text(state)
-        return print_tokens(state, self.codec.tokenizer)
+        print_tokens(state, self.codec.tokenizer)
+        return None
 
     def tokens_of(self, action: Any) -> list[int]:
         """The action's token ids as a list.

@@ -171,6 +171,10 @@ def test_block_size_is_the_only_difference(cls, size, toy):
     assert space == (gym.spaces.Discrete(V) if size == 1 else gym.spaces.MultiDiscrete([V] * size))
 
 
+def test_the_block_size_is_the_one_asked_for(toy):
+    assert [BlockMDP(**toy, block_size=k).mdp.block_size for k in (1, 3, 8)] == [1, 3, 8]
+
+
 def test_a_sequence_follows_the_budget(toy):
     assert SequenceMDP(**toy | {"max_new_tokens": 3}).mdp.block_size == 3
     assert SequenceMDP(**{k: v for k, v in toy.items() if k != "max_new_tokens"}).mdp.block_size == 48

@@ -105,7 +105,9 @@ def test_kl_by_definition():
 
 
 def test_kl_ignores_what_the_policy_never_does():
-    oracle = Oracle(four_mdp(), PROBLEM, lambda prefixes: table(prefixes).index_fill(-1, torch.tensor([B4]), -torch.inf))
+    oracle = Oracle(
+        four_mdp(), PROBLEM, lambda prefixes: table(prefixes).index_fill(-1, torch.tensor([B4]), -torch.inf)
+    )
     assert 0 < float(oracle.kl(table)) < math.inf
     assert float(Oracle(four_mdp(), PROBLEM, table).kl(oracle.policy)) == math.inf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import re
 import warnings
@@ -17,6 +18,9 @@ from gymnasium.vector import AutoresetMode
 from toys import assert_same
 
 import llmgym
+from llmgym.env import MDPEnv
+from llmgym.envs import BlockMDP, TokenMDP
+from llmgym.text import TextMDP
 
 IDS = sorted(id for id in gym.registry if id.startswith("llmgym/"))
 TEXT = [id for id in IDS if str(gym.spec(id).entry_point).startswith("llmgym.envs.text:")]
@@ -118,9 +122,9 @@ def test_the_vector_form_is_the_native_one_and_gives_no_warning(id, options):
 def test_masks_states_and_pickles_are_there(id, options):
     env = gym.make(id, **options).unwrapped
     env.reset(seed=1)
-    mask = env.action_masks()
-    space = env.action_space
-    assert mask.dtype == bool and mask.shape == (space.n if isinstance(space, gym.spaces.Discrete) else space.nvec.sum(),)
+    mask, space = env.action_masks(), env.action_space
+    width = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec.sum()
+    assert mask.dtype == bool and mask.shape == (width,)
     twins = [pickle.loads(pickle.dumps(env)), gym.make(id, **options).unwrapped]
     twins[1].set_state(pickle.loads(pickle.dumps(env.get_state())))
     env.action_space.seed(0)
@@ -141,12 +145,6 @@ def test_the_docstring_is_the_documentation_page_in_cartpoles_order(id):
 @pytest.mark.parametrize("id", TEXT)
 def test_the_documentation_names_every_argument(id):
     """Those of `TextMDP` and of the shells: what can be said can be read."""
-    import inspect
-
-    from llmgym.env import MDPEnv
-    from llmgym.envs import BlockMDP, TokenMDP
-    from llmgym.text import TextMDP
-
     names = {*inspect.signature(TextMDP).parameters, *inspect.signature(MDPEnv).parameters} - {"mdp"}
     text = TokenMDP.__doc__ + BlockMDP.__doc__
     assert not [argument for argument in names if f"| `{argument}` |" not in text]
@@ -154,14 +152,10 @@ def test_the_documentation_names_every_argument(id):
 
 @pytest.mark.parametrize("id", TEXT)
 def test_documented_defaults_are_the_defaults(id):
-    import inspect
-
-    from llmgym.envs import BlockMDP, TokenMDP
-    from llmgym.text import TextMDP
-
     defaults = {k: p.default for k, p in inspect.signature(TextMDP).parameters.items()}
     defaults |= {"mask_in_info": False, "render_mode": None, "block_size": BlockMDP(max_new_tokens=8).mdp.block_size}
-    rows = re.findall(r"\| `(\w+)` \| (.*?) \|", TokenMDP.__doc__.split("## Arguments")[1] + BlockMDP.__doc__.split("## Arguments")[1])
+    tables = [cls.__doc__.split("## Arguments")[1] for cls in (TokenMDP, BlockMDP)]
+    rows = re.findall(r"\| `(\w+)` \| (.*?) \|", "".join(tables))
     assert len(rows) == len(defaults)
     assert {k: v.strip("`").strip('"') for k, v in rows} == {k: str(v) for k, v in defaults.items()}
 

@@ -326,7 +326,7 @@ def test_a_plain_function_is_a_reward_that_sees_the_gold_answer_the_text_and_the
         seen.append((problem.prompt, problem.answer, text, tokens))
         return len(tokens)
 
-    got, over = play(TextMDP(**toy, reward=reward), [A, PAD, EOS])
+    got, _ = play(TextMDP(**toy, reward=reward), [A, PAD, EOS])
     assert type(got) is float and got == 3.0 and seen == [("ab=", "ab", "a", (A, PAD, EOS))]
     terms, _ = play(TextMDP(**toy, reward=lambda *_: {"correct": 1, "bonus": 0.5}), [EOS])
     assert terms == 1.5
@@ -392,7 +392,7 @@ def test_a_folder_of_a_tokenizer_is_loaded(tmp_path, tokenizer):
 def test_a_folder_that_holds_no_tokenizer_is_named(files, tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match="no tokenizer could be loaded from .*: give 'tiny', a folder") as error:
+    with pytest.raises(ValueError, match=r"no tokenizer could be loaded from .*: give 'tiny', a folder") as error:
         TextMDP(tokenizer=str(tmp_path))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from toys import (
     EOS,
     PAD,
+    TAG,
     A,
     B,
     C,
@@ -47,7 +48,8 @@ COMMON: dict[str, dict[str, Any]] = {
     "failing scorer": {"task": Failing()},
     "limit": {"max_episode_steps": 2},
     "limit with masks": {"max_episode_steps": 1, "mask_in_info": True},
-    "all": {"task": ReplyingFailing(), "constraint": no_repeat, "banned_tokens": [7], "mask_in_info": True, "max_episode_steps": 4},
+    "all": {"task": ReplyingFailing(), "constraint": no_repeat, "banned_tokens": [TAG], "mask_in_info": True}
+    | {"max_episode_steps": 4},
 }
 BLOCKS: dict[str, dict[str, Any]] = {
     "newline": {"stop": "\n"},
@@ -346,7 +348,7 @@ def test_rendering(toy, capsys):
     ansi, human, none = (made(toy, num_envs=2, render_mode=mode) for mode in ("ansi", "human", None))
     for rows in (ansi, human, none):
         rows.reset(seed=0, options={"problem": Problem("ab=")})
-        rows.step(np.array([A, 7]))
+        rows.step(np.array([A, TAG]))
     assert ansi.render() == ("ab=a", "ab=<t>") and none.render() is None
     assert capsys.readouterr().out == "ab=\nab=\nab=a\nab=<t>\n"
     human.close()

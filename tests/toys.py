@@ -13,7 +13,11 @@ from llmgym.tasks import Problem, Task
 PAD, EOS, A, B, C, EQUALS, NEWLINE, TAG = range(8)
 V = 8
 _PIECES = ("<pad>", "<eos>", "a", "b", "c", "=", "\n", "<t>")
-CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'][0] | replace('s', 'c') | replace('u', 'a') }}{{ m['content'] }}{% endfor %}="
+# The system message after "c", the user's after "a", then "=" for the answer to follow.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ 'c' if m['role'] == 'system' else 'a' }}{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}={% endif %}"
+)
 
 
 def toy_tokenizer(**changes: Any) -> PreTrainedTokenizerFast:

@@ -33,15 +33,15 @@ SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
 ROTARY = SIZES | {"num_key_value_heads": 2, "attention_dropout": 0.1, "initializer_range": 0.4}
 NEOX = SIZES | {"rotary_pct": 0.5, "attention_dropout": 0.1, "hidden_dropout": 0.1, "initializer_range": 0.4}
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
 KINDS: dict[str, Any] = {
-    "gpt2": lambda **k: GPT2Config(n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4, **DROPOUT, **k),
+    "gpt2": lambda **k: GPT2Config(
+        n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4, **DROPOUT, **k
+    ),
     "llama": lambda **k: LlamaConfig(**ROTARY, **k),
     "qwen2": lambda **k: Qwen2Config(**ROTARY, **k),
     "qwen3": lambda **k: Qwen3Config(head_dim=8, **ROTARY, **k),
     "neox": lambda **k: GPTNeoXConfig(**NEOX, **k),
     "sliding": lambda **k: MistralConfig(sliding_window=3, **ROTARY, **k),
-    "dynamic": lambda **k: LlamaConfig(rope_parameters=DYNAMIC, max_position_embeddings=8, **ROTARY, **k),
 }
 
 

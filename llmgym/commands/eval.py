@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from llmgym.baselines import RandomPolicy
 from llmgym.commands import report
 from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
-from llmgym.evaluation import RandomPolicy, Score, draw_problems, evaluate
+from llmgym.evaluation import Score, draw_problems, evaluate
 from llmgym.files import write_json
 from llmgym.policy import LMPolicy
 from llmgym.runs import finite, versions
@@ -37,6 +38,8 @@ class PolicyOptions:
 
     def __post_init__(self):
         check_positive(n=self.n, problems=self.problems, rows=self.rows)
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.json is not None and not Path(self.json).resolve().parent.is_dir():
             raise ValueError(f"json must name a file in an existing folder, got {self.json!r}")
 
@@ -61,7 +64,7 @@ def run(words: list[str]) -> int:
     prepare(policy.threads)
     env = options.env.make(policy.policy, split=policy.split)
     actor = _actor(policy, env)
-    problems = draw_problems(env.unwrapped.mdp.task, policy.problems, split=policy.split, seed=policy.seed)  # type: ignore[attr-defined]
+    problems = draw_problems(env, policy.problems, split=policy.split, seed=policy.seed)
     n = policy.n if decoding == "best-of-n" else 1
     report.say(f"{policy.policy}, {decoding}: {len(problems):,} problems of {options.env.task}, {policy.split} split")
     with plain_warnings(), report.bar(decoding, n * len(problems)) as progress:
@@ -108,5 +111,3 @@ def _print(score: Score, decoding: str) -> None:
     report.one_policy(rates, score)
     spent = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in score.counters.items())
     report.say(f"{score.tokens_per_second:,.0f} tokens/s; {spent}")
-    if score.scorer_failures:
-        report.say(f"the scorer failed on {score.scorer_failures} completions, which are left out")

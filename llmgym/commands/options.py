@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -34,7 +35,9 @@ class EnvOptions:
     max_prompt_tokens: int = 32  # longest prompt
     max_new_tokens: int = 48  # budget of tokens after the prompt
     block_size: int | None = None  # tokens in an action, env block only (there 4 by default)
-    stop: str | None = None  # env block only: a block ends behind this text (\n is a newline), or after "[low, high]" tokens
+    stop: str | None = (
+        None  # env block only: a block ends behind this text (\n is a newline), or after "[low, high]" tokens
+    )
     banned_tokens: tuple[str, ...] = ()  # tokens that may never be chosen
     min_new_tokens: int = 0  # tokens before the end-of-text token becomes legal
 
@@ -46,7 +49,9 @@ class EnvOptions:
         """
         env_id = UNITS.get(self.env, self.env)
         if env_id not in gym.registry:
-            raise ValueError(f"unknown env {self.env!r}: choose {', '.join(UNITS)} or the id of a registered environment")
+            raise ValueError(
+                f"unknown env {self.env!r}: choose {', '.join(UNITS)} or the id of a registered environment"
+            )
         blocks = {"block_size": self.block_size, "stop": _stop(self.stop)}
         try:
             env = gym.make(
@@ -62,7 +67,8 @@ class EnvOptions:
                 **{name: value for name, value in blocks.items() if value is not None},
             )
         except TypeError as error:  # a keyword that this task or environment does not have
-            raise ValueError(f"env {self.env}, task {self.task} with options {self.task_options}: {error}") from error
+            reason = error.__cause__ or error  # Gymnasium adds a list of all arguments
+            raise ValueError(f"{reason} (env {self.env}, task {self.task}, its options {self.task_options})") from error
         return env
 
     @classmethod
@@ -92,7 +98,7 @@ def parse(options: type[T], words: list[str], *, prog: str, default: T) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(tyro.conf.OmitArgPrefixes[options], args=words, prog=prog, default=default)  # type: ignore[valid-type]
+            return tyro.cli(options, args=words, prog=prog, default=default, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as end:
         if not end.code:
             raise
@@ -113,12 +119,14 @@ def check_positive(**values: float | None) -> None:
 
 
 def prepare(threads: int | None) -> None:
-    """What a command sets for its process: the number of threads, and that transformers does not chatter."""
+    """What a command sets for its process: the number of threads, and that model loading does not chatter."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     check_positive(threads=threads)
     if threads is not None:
         torch.set_num_threads(threads)
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -127,7 +135,7 @@ def prepare(threads: int | None) -> None:
 def plain_warnings() -> Iterator[None]:
     """Warnings as a sentence each, above a progress bar instead of through it."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}")  # type: ignore[assignment]
+        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
         yield
 
 
@@ -135,7 +143,9 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"task_options must be a JSON object such as '{{\"digits\": 2}}', got {text!r} ({error})") from None
+        raise ValueError(
+            f"task_options must be a JSON object such as '{{\"digits\": 2}}', got {text!r} ({error})"
+        ) from None
     if not isinstance(value, dict):
         raise ValueError(f"task_options must be a JSON object such as '{{\"digits\": 2}}', got {text!r}")
     return value

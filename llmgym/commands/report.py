@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich import box
@@ -37,6 +37,7 @@ def before_and_after(scores: Scores) -> None:
             table.add_row(how, when, _accuracy(score.accuracy), _interval(score.interval), *_form(score))
         table.add_section()
     _print(table)
+    _say_failures(score for row in scores.values() for score in row.values())
 
 
 def one_policy(rates: Mapping[str, tuple[float, tuple[float, float]]], score: Score) -> None:
@@ -45,6 +46,13 @@ def one_policy(rates: Mapping[str, tuple[float, tuple[float, float]]], score: Sc
     for name, (value, interval) in rates.items():
         table.add_row(name, _accuracy(value), _interval(interval), *_form(score))
     _print(table)
+    _say_failures([score])
+
+
+def _say_failures(scores: Iterable[Score]) -> None:
+    failures = sum(score.scorer_failures for score in scores)
+    if failures:
+        say(f"the scorer failed on {failures} completions, which are left out")
 
 
 def _table(*columns: str) -> Table:

@@ -95,21 +95,23 @@ class _Job:
     def run(self) -> bool:
         """Evaluate, train, evaluate; returns whether it was interrupted."""
         interrupted = self._train()
+        if self.folder.records:  # a few completions are quick: they are made after Ctrl-C too
+            interrupted |= self._guarded(lambda: self._sample("after"))
         if not interrupted:
             interrupted = self._guarded(lambda: self._evaluate("after"))
         self._draw()
         if "after" in self.scores:
             report.before_and_after(self.scores)
         if interrupted:
-            again = f"llmgym eval --policy {self.folder.path}"
-            report.say(f"interrupted after {len(self.folder.records)} updates, no evaluation after training ({again})")
+            steps, again = len(self.folder.records), f"llmgym eval --policy {self.folder.path}"
+            report.say(f"interrupted after {steps} updates: no evaluation after training ({again} makes up for it)")
         report.say(f"run folder: {self.folder.path}")
         return interrupted
 
     def _train(self) -> bool:
         """Whatever ends training, the policy is saved and the curve drawn up to its last step."""
         try:
-            return self._guarded(lambda: self._evaluate("before")) or self._guarded(self._learn)
+            return self._guarded(self._before) or self._guarded(self._learn)
         finally:
             self.agent.save(self.folder.policy)
             self._draw()
@@ -133,22 +135,31 @@ class _Job:
             self.agent.learn(**self.options.run.budget, callback=record)
             return asked()
 
+    def _before(self) -> None:
+        self._sample("before")
+        self._evaluate("before")
+
+    def _sample(self, when: str) -> None:
+        """Greedy completions of a few prompts."""
+        if self.held_out:
+            policy = self._actor()
+            self.samples[when] = complete(policy, policy.mdp, self.held_out[:SAMPLES])
+            self.folder.write_samples(self.samples["before"], self.samples.get("after"))
+
     def _evaluate(self, when: str) -> None:
-        """Scores and sample completions, by a policy of its own on the same weights: training's counters and
-        random numbers are not touched."""
-        if not self.held_out:
-            return
-        mdp, rows, scores = self.agent.mdp, self.options.run.eval_rows, {}
-        for how, deterministic in DECODINGS.items():
-            policy = LMPolicy(self.agent.policy.model, mdp, dtype="auto", seed=EVALUATION_SEED)
-            with report.bar(f"{when} training, {how}", len(self.held_out)) as progress:
-                scores[how] = evaluate(
-                    policy, mdp, self.held_out, deterministic=deterministic, rows=rows, progress=progress
-                )
-        self.samples[when] = complete(policy, mdp, self.held_out[:SAMPLES])
-        self.scores[when] = scores
-        self.folder.write_evaluation(self.scores)
-        self.folder.write_samples(self.samples["before"], self.samples.get("after"))
+        """Accuracy on the held-out problems in each way of decoding."""
+        if self.held_out:
+            self.scores[when] = {how: self._score(when, how) for how in DECODINGS}
+            self.folder.write_evaluation(self.scores)
+
+    def _score(self, when: str, how: str) -> Score:
+        policy, problems, rows = self._actor(), self.held_out, self.options.run.eval_rows
+        with report.bar(f"{when} training, {how}", len(problems)) as moved:
+            return evaluate(policy, policy.mdp, problems, deterministic=DECODINGS[how], rows=rows, progress=moved)
+
+    def _actor(self) -> LMPolicy:
+        """A policy of its own on the same weights: training's counters and random numbers are not touched."""
+        return LMPolicy(self.agent.policy.model, self.agent.mdp, dtype="auto", seed=EVALUATION_SEED)
 
     def _draw(self) -> None:
         env = self.options.env
@@ -156,7 +167,7 @@ class _Job:
 
 
 def _held_out(agent: Agent, run: RunOptions) -> list[Problem]:
-    return draw_problems(agent.mdp.task, run.eval_problems, split="test", seed=EVALUATION_SEED)
+    return draw_problems(agent.mdp, run.eval_problems, split="test", seed=EVALUATION_SEED)
 
 
 def _announce(name: str, agent: Agent, options: TrainOptions, folder: RunFolder) -> None:
