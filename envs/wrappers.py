@@ -203,4 +203,4 @@ def hidden_space(model: Any, shortlist_wrapper: Any) -> Box:
 
 def finite(logp: np.ndarray) -> np.ndarray:
     """Log-probs as part of an observation: float32, not below `LOWEST_LOGP`."""
-    return np.maximum(logp, LOWEST_LOGP).astype(np.float32)
+    return np.clip(logp, LOWEST_LOGP, 0.0).astype(np.float32)

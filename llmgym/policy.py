@@ -199,15 +199,16 @@ class LMPolicy:
         """
         rows, places = (batch.action_index >= 0).nonzero(as_tuple=True)
         first = int(places.min()) if len(places) else 1
-        t = batch.tokens.shape[1]
+        fed = max(batch.tokens.shape[1] - 1, 1)
         self.counters.forward_passes += 1
-        self.counters.forward_tokens += int(batch.lengths.sum())
+        self.counters.forward_tokens += int((batch.lengths - 1).sum())  # nothing follows a last token
+        # No attention mask: padding is on the right, where a causal model cannot see it, and without one the
+        # attention kernel skips the upper triangle.
         output = self.model(
-            batch.tokens,
-            attention_mask=(torch.arange(t, device=self.device) < batch.lengths[:, None]).long(),
+            batch.tokens[:, :fed],
             use_cache=False,
             output_hidden_states=self.value_head is not None,
-            logits_to_keep=torch.arange(first - 1, t - 1, device=self.device),
+            logits_to_keep=torch.arange(first - 1, fed, device=self.device),
         )
         mask = None if batch.token_mask is None else batch.token_mask[rows, places]
         logp = self._logp(output.logits[rows, places - first], mask)

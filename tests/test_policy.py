@@ -59,7 +59,7 @@ def test_the_recorded_log_prob_is_the_one_evaluated(kind, rules, temperature, to
         policy = lm_policy(mdp, kind, temperature=temperature, **limits)
         batch = sampled(policy)
         assert largest(policy.evaluate(batch).logp, batch.logp) <= 1e-10
-        assert (batch.logp[batch.mask] < 0).all() and (batch.logp[~batch.mask] == 0).all()
+        assert (batch.logp[batch.mask] <= 0).all() and (batch.logp[~batch.mask] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -95,11 +95,10 @@ def test_a_bigram_table_gives_every_log_prob_by_hand(size, toy):
         by_token = [float(logp[a, b]) for a, b in steps]
         spread = [-float((logp[a].exp() * logp[a]).sum()) for a, _ in steps]
         blocks = [slice(i, i + size) for i in range(0, len(stream), size)]
-        expected = torch.tensor([sum(by_token[b]) for b in blocks]).double()
-        entropy = torch.tensor([sum(spread[b]) for b in blocks]).double()
+        expected, entropy = (torch.tensor([sum(x[b]) for b in blocks], dtype=TABLE.dtype) for x in (by_token, spread))
         assert largest(evaluation.logp[row, : len(blocks)], expected) <= 1e-13
         assert largest(evaluation.entropy[row, : len(blocks)], entropy) <= 1e-13
-        assert largest(tokens[row, 3 : 3 + len(stream)], torch.tensor(by_token).double()) <= 1e-13
+        assert tokens[row, 3 : 3 + len(stream)].tolist() == pytest.approx(by_token, abs=1e-13)
     assert (tokens[:, :3] == 0).all()
 
 
@@ -330,7 +329,7 @@ def test_scoring_is_counted(toy):
     policy = lm_policy(TextMDP(**toy))
     batch = batch_of(policy.mdp, [[A, EOS], [B, B, EOS]])
     policy.evaluate(batch)
-    assert (policy.counters.forward_passes, policy.counters.forward_tokens) == (1, 11)
+    assert (policy.counters.forward_passes, policy.counters.forward_tokens) == (1, 9)
 
 
 # --- files and bad input --------------------------------------------------------------------------------------------

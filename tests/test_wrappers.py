@@ -300,7 +300,7 @@ def test_bad_arguments_are_named(toy, model):
     for arguments, text in (
         ({"k": 0}, r"k must be in \[1, 8\].*got 0"),
         ({"k": 9}, "got 9"),
-        ({"min_prob": 1.5}, "got 1.5"),
+        ({"k": 3, "min_prob": 1.5}, "got 1.5"),
     ):
         with pytest.raises(ValueError, match=text):
             TopKActions(make(toy), model, **arguments)

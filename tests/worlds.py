@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from llmgym.agents.base import Part
+from llmgym.batch import Batch
 from llmgym.envs import VectorTextEnv
+from llmgym.oracle import Oracle
 from llmgym.policy import Action, LMPolicy
+from llmgym.rollout import rollout
 from llmgym.tasks import Problem
 from llmgym.text import TextMDP
 
@@ -118,3 +125,52 @@ class Bigram(nn.Module):
         """Logits [n, T, V]; hidden states are the same."""
         scores = self.table[input_ids]
         return type("Output", (), {"logits": scores[:, logits_to_keep], "hidden_states": (scores,)})()
+
+
+def every_episode(agent: Any, problem: Problem) -> tuple[Oracle, Batch]:
+    """All episodes of an agent's world: the oracle, and the batch that its environment makes of them."""
+    oracle = Oracle(agent.mdp, problem, agent.policy)
+    streams = [[t for step in e for t in step.tokens] for e in oracle.episodes]
+    env = rows(agent.mdp, len(streams))
+    return oracle, rollout(env, Scripted(env, streams), [problem] * len(streams), groups=[0] * len(streams))
+
+
+def expected_gradient(agent: Any, oracle: Oracle, batch: Batch, size: int) -> list[torch.Tensor]:
+    """E[∇loss] of the agent's own advantages and loss over `size` independent episodes, without sampling.
+
+    The loss is differentiated for every tuple of episodes at what `evaluate` says, weighted by its probability.
+    """
+    p, parameters = oracle.logp().exp().tolist(), agent.policy.parameters()
+    evaluation = agent.policy.evaluate(
+        batch, ref_logp=agent.reference_logp(batch), kl=getattr(agent.config, "kl", "k3")
+    )
+    names = [n for n in ("logp", "entropy", "values", "kl") if getattr(evaluation, n) is not None]
+    totals = {name: torch.zeros_like(getattr(evaluation, name)) for name in names}
+    for chosen in itertools.product(range(len(batch)), repeat=size):
+        index, weight = torch.tensor(chosen), math.prod(p[i] for i in chosen)
+        part = batch.select(index)
+        width = part.mask.shape[1]
+        leaves = {n: getattr(evaluation, n)[index, :width].detach().requires_grad_() for n in names}
+        said = replace(evaluation, **leaves, n_tokens=part.n_tokens)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            given = Part(part, agent.advantages(part, {}), None, None)
+        loss, _ = agent.loss(given, said, leaves["logp"].detach(), agent.denominator(part))
+        slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        for name, slope in zip(names, slopes, strict=True):
+            totals[name][:, :width].index_add_(0, index, weight * slope)
+    weighted = sum((totals[name] * getattr(evaluation, name)).sum() for name in names)
+    return list(torch.autograd.grad(weighted, parameters, allow_unused=True, materialize_grads=True))
+
+
+def assert_gradients(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], scale: float = 1.0) -> None:
+    """Equal up to rounding, and not because both are zero."""
+    largest = max(float(g.abs().max()) for g in expected)
+    assert largest > 1e-4
+    for one, two in zip(ours, expected, strict=True):
+        assert float((one - scale * two).abs().max()) <= 1e-12 * max(largest, 1.0)
+
+
+def flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All numbers of some tensors in one vector."""
+    return torch.cat([t.detach().reshape(-1) for t in tensors])

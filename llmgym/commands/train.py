@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -163,7 +162,7 @@ class _Job:
 
     def _draw(self) -> None:
         env = self.options.env
-        self.folder.draw(f"{type(self.agent).__name__}, {env.env}, {env.task}", self.scores)
+        self.folder.draw(f"{type(self.agent).__name__}, {env.env} environment, {env.task}", self.scores)
 
 
 def _held_out(agent: Agent, run: RunOptions) -> list[Problem]:
@@ -190,7 +189,7 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requests.append(number)
         # Not print: the signal may have come in the middle of one.
-        os.write(sys.__stderr__.fileno(), b"\nstopping after this step (Ctrl-C again: at once)\n")  # type: ignore[union-attr]
+        os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
 
     if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
         yield lambda: False
