@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 import warnings
@@ -398,13 +399,18 @@ def _vector(env: gym.Env | VectorEnv, rows: int) -> VectorTextEnv:
     mdp = getattr(env.unwrapped, "mdp", None)
     if mdp is None or not hasattr(mdp, "token_mask"):
         raise ValueError(f"env must be a text environment of llmgym, got {env}")
-    limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+    limit = getattr(env.unwrapped, "max_episode_steps", None)  # of a vector form; of a single one, its wrapper's
+    limit = limit or getattr(getattr(env, "spec", None), "max_episode_steps", None)
     return VectorTextEnv(mdp, rows, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=limit)
 
 
 def _spec_json(spec: Any) -> str | None:
+    """The single form of an environment's spec; None if it holds what JSON cannot."""
+    single = copy.copy(spec)
+    single.kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
+    single.max_episode_steps = spec.kwargs.get("max_episode_steps", spec.max_episode_steps)
     try:
-        return spec.to_json()
+        return single.to_json()
     except (ValueError, TypeError):  # a callable or an object among the arguments: load() then needs an environment
         return None
 
@@ -412,7 +418,7 @@ def _spec_json(spec: Any) -> str | None:
 def _saved_env(saved: dict[str, Any], path: str | Path) -> gym.Env:
     if saved["env"] is None:
         raise ValueError(f"{str(path)!r} does not describe its environment (objects among its arguments): pass env=")
-    spec = gym.envs.registration.EnvSpec.from_json(saved["env"])
-    for name in ("num_envs", "vectorization_mode", "autoreset_mode"):
-        spec.kwargs.pop(name, None)
-    return gym.make(spec)
+    return gym.make(gym.envs.registration.EnvSpec.from_json(saved["env"]))
+
+
+_OF_VECTORS = ("num_envs", "vectorization_mode", "autoreset_mode", "max_episode_steps")

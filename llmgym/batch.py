@@ -15,7 +15,7 @@ class Batch:
 
     Attributes:
         mask: real actions, bool [B, N].
-        rewards: [B, N].
+        rewards: float64 [B, N].
         logp: behaviour log-prob of each action as `act` recorded it, nats, float64 [B, N].
         n_tokens: tokens of each action, int64 [B, N].
         tokens: prompt and completion ids, int64 [B, T].

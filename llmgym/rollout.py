@@ -96,7 +96,7 @@ class _Recorder:
         np.add.at(by_action[1], (rows, index), 1)
         return Batch(
             mask=torch.as_tensor(np.stack(self.masks, 1)),
-            rewards=torch.as_tensor(np.stack(self.rewards, 1), dtype=torch.float32),
+            rewards=torch.as_tensor(np.stack(self.rewards, 1)),
             logp=torch.as_tensor(by_action[0][:, :n].copy()),
             n_tokens=torch.as_tensor(by_action[1][:, :n], dtype=torch.int64),
             tokens=torch.as_tensor(text.tokens[:, :t].copy()),
@@ -110,11 +110,12 @@ class _Recorder:
 
 
 def _row_info(info: dict[str, Any], row: int) -> dict[str, Any]:
-    """One row of a vector info, nested dicts included."""
+    """One row of a vector info as plain Python values, nested dicts included."""
     out = {}
     for key, value in info.items():
         if not key.startswith("_") and info.get(f"_{key}", np.zeros(row + 1, bool))[row]:
-            out[key] = _row_info(value, row) if isinstance(value, dict) else value[row]
+            own = _row_info(value, row) if isinstance(value, dict) else value[row]
+            out[key] = own.item() if isinstance(own, np.generic) else own
     return out
 
 

@@ -113,7 +113,7 @@ def test_nothing_of_old_parameters_survives_a_step(kind, dtype, way):
             parameter.grad = torch.ones_like(parameter)
         with torch.no_grad():
             step()
-        texts = [t + [7] for t in texts]
+        texts = [[*t, 7] for t in texts]
         check(decoder, range(2), texts)
         assert (
             decoder.predict(np.arange(2), *texts_to_arrays([t[:-1] for t in texts])).logits - before

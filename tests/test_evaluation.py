@@ -5,7 +5,7 @@ import math
 import gymnasium as gym
 import numpy as np
 import pytest
-from toys import A, B, C, EOS, EQUALS, Failing, V, Words, no_repeat
+from toys import EOS, EQUALS, A, B, C, Failing, V, Words, no_repeat
 
 from llmgym.baselines import RandomPolicy
 from llmgym.counters import Counters

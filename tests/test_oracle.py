@@ -233,7 +233,7 @@ def test_an_environment_a_bigram_model_and_current_parameters():
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_too_large_a_tree_is_refused_with_its_size(size):
-    with pytest.raises(ValueError, match="more than max_actions = 20 actions: 4 tokens .* allow up to 40 texts"):
+    with pytest.raises(ValueError, match=r"more than max_actions = 20 actions: 4 tokens .* allow up to 40 texts"):
         Oracle(four_mdp(block_size=size), PROBLEM, table, max_actions=20)
     Oracle(four_mdp(block_size=size), PROBLEM, table, max_actions=52 if size == 1 else 40)
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toys import EOS, A, B, C, V, no_repeat, toy_tokenizer
 from transformers import AutoModelForCausalLM
@@ -252,6 +254,41 @@ def test_no_legal_token_is_a_named_error(toy):
         sampled(policy)
 
 
+class RandomGrammar:
+    """Allows each token with probability `share`, decided by the text so far alone."""
+
+    def __init__(self, seed, share):
+        self.seed, self.share = seed, share
+
+    def __call__(self, state, tokens):
+        text = (*state.tokens, *tokens)
+        return np.random.default_rng([self.seed, *text]).random(V) < self.share
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.2, 0.4, 0.9]), st.sampled_from([1, 2, 5]))
+def test_any_masks_give_finite_numbers_or_the_named_error(seed, share, size):
+    mdp = four_mdp(
+        tokenizer=toy_tokenizer(),
+        max_prompt_tokens=4,
+        max_new_tokens=5,
+        block_size=size,
+        constraint=RandomGrammar(seed, share),
+    )
+    policy = lm_policy(mdp, Bigram(TABLE), value_head=True)
+    try:
+        batch = sampled(policy)
+    except NoLegalAction as error:
+        assert "the constraints forbid every token after" in str(error)
+        return
+    evaluation = policy.evaluate(batch)
+    assert largest(evaluation.logp, batch.logp) <= 1e-10
+    loss = evaluation.logp.sum() + evaluation.entropy.sum() + evaluation.values[batch.mask].sum()
+    slopes = torch.autograd.grad(loss, policy.parameters())
+    assert torch.isfinite(loss) and all(slope.isfinite().all() for slope in slopes)
+    assert all(info["finish_reason"] != "illegal" for info in batch.infos)
+
+
 # --- parts of a batch -----------------------------------------------------------------------------------------------
 
 
@@ -351,7 +388,7 @@ def test_a_saved_policy_is_a_hugging_face_folder(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("bad", "sentence"),
     [
         ({"temperature": 0}, "temperature must be above 0"),
         ({"top_k": -2}, "top_k must be at least 0"),
@@ -360,9 +397,9 @@ def test_a_saved_policy_is_a_hugging_face_folder(toy, tmp_path):
         ({"device": "abacus"}, "device must be 'auto' .* got 'abacus'"),
     ],
 )
-def test_bad_settings_are_said(settings, sentence, toy):
+def test_bad_settings_are_said(bad, sentence, toy):
     with pytest.raises(ValueError, match=sentence):
-        lm_policy(TextMDP(**toy), **settings)
+        lm_policy(TextMDP(**toy), **bad)
 
 
 def test_a_model_too_small_for_the_tokenizer_is_said(toy):

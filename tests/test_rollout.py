@@ -39,6 +39,7 @@ def test_a_ragged_batch_by_hand(toy):
     assert batch.action_index[0].tolist() == [-1, -1, -1, 0, 0, 1, -1, -1, -1, -1, -1]
     assert [info["finish_reason"] for info in batch.infos] == ["eos", "eos", "length", "eos"]
     assert [info["is_success"] for info in batch.infos] == [True, False, False, False]
+    assert type(batch.infos[0]["is_success"]) is bool and type(batch.infos[0]["n_tokens"]) is int
     assert batch.valid.all() and batch.groups.tolist() == [0, 1, 2, 3] and batch.token_mask is None
 
 

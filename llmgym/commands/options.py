@@ -35,9 +35,7 @@ class EnvOptions:
     max_prompt_tokens: int = 32  # longest prompt
     max_new_tokens: int = 48  # budget of tokens after the prompt
     block_size: int | None = None  # tokens in an action, env block only (there 4 by default)
-    stop: str | None = (
-        None  # env block only: a block ends behind this text (\n is a newline), or after "[low, high]" tokens
-    )
+    stop: str | None = None  # env block only: a block ends with this text (\n: newline), or at "[low, high]" tokens
     banned_tokens: tuple[str, ...] = ()  # tokens that may never be chosen
     min_new_tokens: int = 0  # tokens before the end-of-text token becomes legal
 
@@ -159,10 +157,14 @@ def _stop(text: str | None) -> Any:
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of the box that tyro draws around an error, and what it thinks was meant."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ") for line in plain.splitlines() if line.startswith("│")]
-    paragraphs = [p.split("\n") for p in re.split(r"\n─+\n", "\n".join(lines))]
-    said = re.sub(r"^Error parsing [a-z]\w*: ", "", " ".join(" ".join(paragraphs[0]).split()))
-    hints = [p[1].split()[0] for p in paragraphs if p[0].startswith("Perhaps you meant") and len(p) > 1]
+    """The first paragraph of the box that tyro draws around an error, and what it thinks was meant.
+
+    Below the title, paragraphs are parted by rules; frame and rules are plain where the terminal is.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]
+    body = "\n".join(line.strip("│|╭╮╰╯ ") for line in plain)
+    paragraphs = [p.split("\n") for p in re.split(r"^[─-]+$", body, flags=re.MULTILINE) if p.strip()]
+    paragraphs = [[line for line in lines if line] for lines in paragraphs]
+    said = re.sub(r"^Error parsing [a-z]\w*: ", "", " ".join(paragraphs[0]))
+    hints = [lines[1].split()[0] for lines in paragraphs if lines[0].startswith("Perhaps you meant") and lines[1:]]
     return said + (f", perhaps you meant {hints[0]}" if hints else "")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from llmgym.agents import GRPO, REINFORCE
-from llmgym.agents.base import Agent, AgentConfig
+from llmgym.agents.base import Agent, AgentConfig, Metrics
+from llmgym.batch import Batch
 from llmgym.commands import report
 from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
 from llmgym.evaluation import Completion, Score, complete, draw_problems, evaluate
@@ -90,30 +91,39 @@ class _Job:
         self.agent, self.options, self.folder, self.held_out = agent, options, folder, held_out
         self.scores: dict[str, dict[str, Score]] = {}
         self.samples: dict[str, list[Completion]] = {}
+        self.ctrl_c = _CtrlC()
 
     def run(self) -> bool:
         """Evaluate, train, evaluate; returns whether it was interrupted."""
-        interrupted = self._train()
-        if self.folder.records:  # a few completions are quick: they are made after Ctrl-C too
-            interrupted |= self._guarded(lambda: self._sample("after"))
-        if not interrupted:
-            interrupted = self._guarded(lambda: self._evaluate("after"))
-        self._draw()
+        with self.ctrl_c:
+            interrupted = self._train()
+            if self.folder.records:  # a few completions are quick: they are made after Ctrl-C too
+                interrupted |= self._guarded(lambda: self._sample("after"))
+            if not interrupted:
+                interrupted = self._guarded(lambda: self._evaluate("after"))
+            self.ctrl_c.patience = math.inf
+            self._draw()
+            self._conclude(interrupted)
+        return interrupted
+
+    def _conclude(self, interrupted: bool) -> None:
         if "after" in self.scores:
             report.before_and_after(self.scores)
         if interrupted:
             steps, again = len(self.folder.records), f"llmgym eval --policy {self.folder.path}"
             report.say(f"interrupted after {steps} updates: no evaluation after training ({again} makes up for it)")
         report.say(f"run folder: {self.folder.path}")
-        return interrupted
 
     def _train(self) -> bool:
         """Whatever ends training, the policy is saved and the curve drawn up to its last step."""
         try:
-            return self._guarded(self._before) or self._guarded(self._learn)
+            interrupted = self._guarded(self._before) or self._guarded(self._learn)
         finally:
+            self.ctrl_c.patience = math.inf
             self.agent.save(self.folder.policy)
             self._draw()
+        self.ctrl_c.patience = 0
+        return interrupted or self.ctrl_c.asked > 0
 
     def _guarded(self, work: Callable[[], bool | None]) -> bool:
         """Whether `work` was interrupted: it says so itself, or an exception does."""
@@ -125,14 +135,14 @@ class _Job:
     def _learn(self) -> bool:
         limits = [f"{value:,g} {UNITS[name]}" for name, value in self.options.run.budget.items() if value is not None]
         report.say(f"training for at most {' or '.join(limits)}")
-        with _stop_request() as asked:
+        self.ctrl_c.patience = 1
+        self.agent.learn(**self.options.run.budget, callback=self._record)
+        return self.ctrl_c.asked > 0
 
-            def record(agent: Agent, metrics: Any, batch: Any) -> bool:
-                self.folder.log(metrics)
-                return not asked()
-
-            self.agent.learn(**self.options.run.budget, callback=record)
-            return asked()
+    def _record(self, agent: Agent, metrics: Metrics, batch: Batch) -> bool:
+        """Keep an update; whether training goes on."""
+        self.folder.log(metrics)
+        return not self.ctrl_c.asked
 
     def _before(self) -> None:
         self._sample("before")
@@ -179,23 +189,29 @@ def _announce(name: str, agent: Agent, options: TrainOptions, folder: RunFolder)
     report.say(f"run folder: {folder.path}")
 
 
-@contextmanager
-def _stop_request() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C as a request that is asked for after each step; the second one is an ordinary KeyboardInterrupt."""
-    requests: list[int] = []
+class _CtrlC:
+    """What Ctrl-C does while a run works, as a number: how many of them are only noted before one interrupts.
 
-    def handle(number: int, frame: Any) -> None:
-        if requests:
+    0 while evaluating. 1 while training, where `asked` is looked at after each step. Without limit while files are
+    being completed, which takes seconds.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.patience = 0, 0.0
+        self._main = threading.current_thread() is threading.main_thread()  # signals go to no other thread
+
+    def __enter__(self) -> _CtrlC:
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.asked += 1
+        if self.asked > self.patience:
             raise KeyboardInterrupt
-        requests.append(number)
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
-
-    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread only
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(requests)
-    finally:
-        signal.signal(signal.SIGINT, before)
+        if self.patience == 1:  # os.write, for the signal may have come in the middle of a print
+            os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
