@@ -63,11 +63,11 @@ class _SplitDecoder(IncrementalDecoder):
         # One token of every row: picking the running rows would copy their cache. What this writes for the others
         # is overwritten by the second pass.
         last, rows = lengths - 1, np.flatnonzero(longer)
-        logits, hidden = self._forward(tokens[np.arange(len(last)), last][:, None], last[:, None], None)
+        logits, hidden = self.forward(tokens[np.arange(len(last)), last][:, None], last[:, None], None)
         positions = np.minimum(start[rows, None] + np.arange((lengths - start)[rows].max()), last[rows, None])
         ids = np.take_along_axis(tokens[rows], positions, 1)
         index = torch.as_tensor(rows, device=logits.device)
-        logits[index], hidden[index] = self._forward(ids, positions, rows)
+        logits[index], hidden[index] = self.forward(ids, positions, rows)
         self.counters.forward_passes += 2
         self.counters.forward_tokens += int((lengths - start).sum())
         self.counters.cache_hits += int(start.sum())

@@ -5,6 +5,7 @@ Bad input ends in one sentence on stderr and exit code 2, Ctrl-C in exit code 13
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -67,6 +68,9 @@ def _train(words: list[str]) -> int:
 
 
 def _run(module: str) -> Callable[..., int]:
+    # Threads of torch that wait should sleep, not spin: on cores shared with other work, spinning made a step of the
+    # tiny model ten times slower. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Commands import torch; the help of this module does without.
     return import_module(module).run
 

@@ -53,7 +53,7 @@ class IncrementalDecoder:
 
     def __init__(self, model: Any, counters: Counters | None = None):
         self.model, self.counters = model, counters or Counters()
-        self._forward = make_forward(model)
+        self.forward = make_forward(model)
         self._parameters = list(model.parameters())  # walking the modules would cost a fifth of a small model's step
         self._version: tuple[int, ...] = ()
         self._rows = np.empty(0, np.int64)  # row held in each slot
@@ -94,7 +94,7 @@ class IncrementalDecoder:
         version = (_optimizer_steps[0], *(p._version for p in self._parameters))
         if version != self._version:
             self.clear()
-            self._forward.refresh()
+            self.forward.refresh()
             self._version = version
 
     def _place(self, rows: np.ndarray, width: int) -> np.ndarray:
@@ -113,7 +113,7 @@ class IncrementalDecoder:
 
     def _move(self, source: np.ndarray, target: np.ndarray) -> None:
         if source.size:
-            self._forward.copy(source, target, int(self._held_length[source].max()))
+            self.forward.copy(source, target, int(self._held_length[source].max()))
             self._held[target], self._rows[target] = self._held[source], self._rows[source]
             self._held_length[target] = self._held_length[source]
 
@@ -137,7 +137,7 @@ class IncrementalDecoder:
         self.counters.forward_passes += 1
         if (lengths - start).max() == 1:
             self.counters.forward_tokens += len(lengths)
-            return self._forward(tokens[np.arange(len(start)), start][:, None], start[:, None], None)
+            return self.forward(tokens[np.arange(len(start)), start][:, None], start[:, None], None)
         filled = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, -1)
         _, first, inverse = np.unique(filled, axis=0, return_index=True, return_inverse=True)
         inverse = inverse.reshape(-1)
@@ -148,9 +148,9 @@ class IncrementalDecoder:
         # and the last column is every row's last token.
         span = np.arange((lengths - start)[chosen].max())
         positions = np.minimum(start[chosen, None] + span, lengths[chosen, None] - 1)
-        logits, hidden = self._forward(np.take_along_axis(tokens[chosen], positions, 1), positions, slots)
+        logits, hidden = self.forward(np.take_along_axis(tokens[chosen], positions, 1), positions, slots)
         if slots is None:
             return logits, hidden
-        self._forward.copy(first[inverse], np.arange(len(tokens)), int(lengths.max()))
+        self.forward.copy(first[inverse], np.arange(len(tokens)), int(lengths.max()))
         index = torch.as_tensor(inverse, device=logits.device)
         return logits[index], None if hidden is None else hidden[index]

@@ -198,24 +198,17 @@ class LMPolicy:
         The off-by-one lives here: position t - 1 predicts token t.
         """
         rows, places = (batch.action_index >= 0).nonzero(as_tuple=True)
-        first = int(places.min()) if len(places) else 1
         fed = max(batch.tokens.shape[1] - 1, 1)
         self.counters.forward_passes += 1
         self.counters.forward_tokens += int((batch.lengths - 1).sum())  # nothing follows a last token
-        # No attention mask: padding is on the right, where a causal model cannot see it, and without one the
-        # attention kernel skips the upper triangle.
-        output = self.model(
-            batch.tokens[:, :fed],
-            use_cache=False,
-            output_hidden_states=self.value_head is not None,
-            logits_to_keep=torch.arange(first - 1, fed, device=self.device),
+        logits, hidden = self.decoder.forward.score(
+            batch.tokens[:, :fed], rows, places - 1, hidden=self.value_head is not None
         )
         mask = None if batch.token_mask is None else batch.token_mask[rows, places]
-        logp = self._logp(output.logits[rows, places - first], mask)
+        logp = self._logp(logits, mask)
         chosen = logp.gather(-1, batch.tokens[rows, places, None])[:, 0]
         spread = chosen.new_zeros(batch.tokens.shape)
         entropies = spread.index_put((rows, places), _entropy(logp)) if entropy else None
-        hidden = output.hidden_states[-1] if self.value_head is not None else None
         return spread.index_put((rows, places), chosen), entropies, hidden
 
     def _values(self, hidden: Tensor | None, action_index: Tensor, n: int) -> Tensor:

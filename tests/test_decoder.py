@@ -226,7 +226,7 @@ def test_anything_causal_works():
 
 
 def test_large_models_run_their_own_layers(monkeypatch):
-    monkeypatch.setattr(forward, "FUSE_BELOW", 0)
+    monkeypatch.setattr("llmgym.fused.FUSE_BELOW", 0)
     assert type(forward.make_forward(tiny_model("llama", dtype=torch.float32))) is CachedForward
 
 
@@ -237,7 +237,7 @@ def test_the_fused_form_is_exact_where_the_norms_are(kind, monkeypatch):
         exact = lambda self, x: F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)  # noqa: E731
         monkeypatch.setattr(norm, "forward", exact)
     decoder = decoder_of(kind)
-    decoder._forward = FusedLlama(decoder.model)
+    decoder.forward = FusedLlama(decoder.model)
     play(decoder)
 
 

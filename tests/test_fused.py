@@ -1,0 +1,53 @@
+"""The fused form of small Llama models as a scorer: values and gradients are those of Hugging Face's own code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from worlds import tiny_model
+
+from llmgym.forward import CachedForward
+from llmgym.fused import FusedLlama
+
+TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 0, 0], [2, 2, 2, 1, 1, 0]])
+ROWS, PLACES = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([2, 4, 1, 0, 4])
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    """Hugging Face's norms round to float32 even in a float64 model; these do not."""
+    for norm in (LlamaRMSNorm, Qwen2RMSNorm):
+        exact = lambda self, x: F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)  # noqa: E731
+        monkeypatch.setattr(norm, "forward", exact)
+
+
+def scored(form, model):
+    """Logits, hidden states and the gradient of a function of both."""
+    logits, hidden = form(model).score(TOKENS, ROWS, PLACES, hidden=True)
+    loss = logits.log_softmax(-1)[:, 3].sum() + hidden.sin().sum()
+    return logits, hidden, torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_scores_and_gradients_are_those_of_the_model(kind, exact_norms):
+    model = tiny_model(kind, 8, dtype=torch.float64).eval()
+    ours, theirs = scored(FusedLlama, model), scored(CachedForward, model)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=1e-10)
+    for name, a, b in zip(dict(model.named_parameters()), ours[2], theirs[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
+        assert a.abs().sum() > 0, name
+
+
+def test_scoring_after_acting_reads_the_same_table(exact_norms):
+    model = tiny_model("llama", 8, dtype=torch.float64).eval()
+    form = FusedLlama(model)
+    with torch.inference_mode():
+        form.refresh()
+        acted, _ = form(TOKENS[:, :3].numpy(), torch.arange(3).repeat(3, 1).numpy(), None)
+    logits, _ = form.score(TOKENS, torch.arange(3), torch.full((3,), 2), hidden=False)
+    logits.sum().backward()
+    torch.testing.assert_close(logits, acted, rtol=0, atol=1e-10)
