@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from llmgym.agents.config import AgentConfig
 from llmgym.agents.optimizer import load_optimizer, save_optimizer
-from llmgym.batch import Batch, sum_by_action
+from llmgym.batch import Batch, by_length, sum_by_action
 from llmgym.envs.vector import VectorTextEnv
 from llmgym.files import atomic_folder, read_json, write_json
 from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum
@@ -226,7 +226,7 @@ class Agent:
         """One optimiser step over `rows`, summed over micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         denominator = self.denominator(batch.select(rows))
-        for micro in rows.split(self.config.micro_batch_rows or len(rows)):
+        for micro in by_length(batch.lengths, rows, self.config.micro_batch_rows):
             part = _part(batch, micro, advantages, old_logp, ref_logp)
             evaluation = self.policy.evaluate(part.batch, ref_logp=part.ref_logp, kl=getattr(self.config, "kl", "k3"))
             before = evaluation.logp.detach() if part.old_logp is None else part.old_logp

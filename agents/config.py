@@ -17,7 +17,7 @@ class AgentConfig:
     samples: int = 8  # completions of each problem; rows = prompts x samples
     epochs: int = 1  # passes over a batch
     minibatches: int = 1  # optimiser steps a pass
-    micro_batch_rows: int = 0  # rows scored at once, memory only: the step does not change; 0 = all
+    micro_batch_rows: int = 0  # most rows scored at once, memory only: the step does not change; 0 = no limit
     max_grad_norm: float = 1.0  # gradient norm is clipped to this; 0 = never
     temperature: float = 1.0  # of sampling, and of the log-probs trained on
     seed: int | None = None  # of problems, sampling and minibatches

@@ -71,6 +71,27 @@ class Batch:
         )
 
 
+def by_length(lengths: Tensor, rows: Tensor, most_rows: int = 0) -> list[Tensor]:
+    """Parts of `rows` with texts of similar length, longest first: padding costs as much as tokens do.
+
+    Args:
+        lengths: tokens of every row of the batch, [B].
+        rows: indices to divide, [M].
+        most_rows: largest part; 0 sets no limit.
+    """
+    order = rows[lengths.to(rows.device)[rows].argsort(descending=True, stable=True)]
+    sizes = lengths.tolist()
+    parts: list[list[int]] = [[]]
+    for row in order.tolist():
+        part = parts[-1]
+        # Parts of fewer than eight rows would cost more in overhead than they save in padding.
+        if len(part) >= 8 and sizes[row] < 0.7 * sizes[part[0]] or (most_rows and len(part) == most_rows):
+            parts.append(part := [])
+        part.append(row)
+    # A single part keeps its order: the same rows in the same order give the same bits, and a first ratio of exactly 1.
+    return [torch.tensor(part) for part in parts] if len(parts) > 1 else [rows] if len(rows) else []
+
+
 def sum_by_action(per_token: Tensor, action_index: Tensor, n_actions: int) -> Tensor:
     """Σ of a token quantity over each action's tokens: [B, T], [B, T] -> [B, N]; tokens with index -1 drop out."""
     out = per_token.new_zeros(per_token.shape[0], n_actions + 1)

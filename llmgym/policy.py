@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llmgym.batch import Batch, first_token, sum_by_action
+from llmgym.batch import Batch, by_length, first_token, sum_by_action
 from llmgym.counters import Counters
 from llmgym.decoder import IncrementalDecoder
 from llmgym.losses import kl_estimate, wider
@@ -171,11 +171,11 @@ class LMPolicy:
         )
 
     @torch.no_grad()
-    def token_logp(self, batch: Batch, rows_at_once: int | None = None) -> Tensor:
-        """Log-prob of every chosen token, nats [B, T], 0 elsewhere; in micro-batches of `rows_at_once` rows."""
+    def token_logp(self, batch: Batch, rows_at_once: int = 0) -> Tensor:
+        """Log-prob of every chosen token, nats [B, T], 0 elsewhere; in micro-batches of at most `rows_at_once` rows."""
         out = torch.zeros(batch.tokens.shape, dtype=torch.float32 if self.dtype != torch.float64 else self.dtype)
         out = out.to(self.device)
-        for rows in torch.arange(len(batch)).split(rows_at_once or max(len(batch), 1)):
+        for rows in by_length(batch.lengths, torch.arange(len(batch)), rows_at_once):
             part = batch.select(rows).to(self.device)
             out[rows, : part.tokens.shape[1]] = self._score(part, entropy=False)[0]
         return out

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgym.batch import Batch, first_token, sum_by_action
+from llmgym.batch import Batch, by_length, first_token, sum_by_action
 
 # Three episodes: two blocks, one block, three blocks; the prompt has two tokens, -1 marks what nobody chose.
 INDEX = torch.tensor([[-1, -1, 0, 0, 1, -1, -1], [-1, -1, 0, -1, -1, -1, -1], [-1, -1, 0, 1, 1, -1, 2]])
@@ -101,3 +101,11 @@ def test_sums_and_first_tokens_agree_with_loops(seed):
             assert int(first[row, action]) == (places[0] if places else 1)
     (gradient,) = torch.autograd.grad(sums.sum(), x)
     assert torch.equal(gradient, (index >= 0).double())
+
+
+def test_rows_of_similar_length_are_scored_together():
+    lengths = torch.tensor([10] * 9 + [30] * 8 + [29, 9])
+    parts = by_length(lengths, torch.arange(19))
+    assert [sorted(part.tolist()) for part in parts] == [[*range(9, 18)], [*range(9), 18]]
+    assert [len(part) for part in by_length(lengths, torch.arange(19), 4)] == [4, 4, 4, 4, 3]
+    assert by_length(lengths, torch.tensor([], dtype=torch.int64)) == []

@@ -89,6 +89,14 @@ def test_equal_prompts_computed_once_part_ways_correctly(kind):
     check(decoder, [4, 1, 5], [[6, 6], [1, 2, 3, 1, 6, 0], [6, 6]])
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "sliding"])
+def test_a_row_that_moves_to_another_slot_takes_its_length_along(kind):
+    """Not that of the longer row whose place it takes, even where the new tokens are those of the padding."""
+    decoder = decoder_of(kind)
+    check(decoder, [0, 1], [[1, 2, 3, 4, 5, 6], [1, 2]])
+    check(decoder, [1], [[1, 2, 7, 7, 3]])
+
+
 def steps(model):
     """Every way in which weights change while rows are held."""
     parameters = list(model.parameters())
