@@ -96,9 +96,11 @@ class VectorTopKActions(_VectorModelWrapper):
 
     def step(self, actions: Any):
         """Play each row's candidate."""
-        index = np.where(self.over, 0, np.asarray(actions))  # a row that is over ignores its action
-        if index.shape != (self.num_envs,) or index.min() < 0 or index.max() >= self.k:
+        index = np.asarray(actions)
+        used = index[~self.over] if index.shape == (self.num_envs,) else np.array([-1])  # rows that are over ignore it
+        if used.size and (used.min() < 0 or used.max() >= self.k):
             raise ValueError(f"actions must be {self.num_envs} integers in [0, {self.k}), got {actions}")
+        index = np.where(self.over, 0, index)
         tokens = self.shortlist.tokens[np.arange(self.num_envs), index]
         observations, rewards, terminated, truncated, infos = self.env.step(tokens)
         return observations, rewards, terminated, truncated, self._with_candidates(infos, ~self.over)
@@ -116,8 +118,7 @@ class VectorTopKActions(_VectorModelWrapper):
 
     def _with_candidates(self, infos: dict[str, Any], told: np.ndarray) -> dict[str, Any]:
         tokens, logp, legal = self._shortlist(infos)
-        infos = infos | {"candidates": _only(tokens, told), "_candidates": told}
-        infos |= {"candidate_logp": _only(logp, told), "_candidate_logp": told.copy()}
+        infos = infos | _entry("candidates", tokens, told) | _entry("candidate_logp", logp, told)
         if "action_mask" in infos:
             infos["action_mask"] = _only(legal, infos["_action_mask"])
         if "action_mask" in infos.get("final_info", {}):  # nothing is forbidden once the episode is over
@@ -228,10 +229,8 @@ class VectorReferenceLogProb(_VectorModelWrapper):
     def _with_logp(self, infos: dict[str, Any], total: np.ndarray, acted: np.ndarray) -> dict[str, Any]:
         ended = infos.get("_final_info", np.zeros(self.num_envs, bool))
         if ended.any():
-            final = {"ref_logp": _only(total, ended), "_ref_logp": ended.copy()}
-            infos = infos | {"final_info": infos["final_info"] | final}
-        shown = acted & ~ended
-        return infos | {"ref_logp": _only(total, shown), "_ref_logp": shown}
+            infos = infos | {"final_info": infos["final_info"] | _entry("ref_logp", total, ended)}
+        return infos | _entry("ref_logp", total, acted & ~ended)
 
 
 def raw_finals(infos: dict[str, Any]) -> np.ndarray | None:
@@ -240,6 +239,10 @@ def raw_finals(infos: dict[str, Any]) -> np.ndarray | None:
     return finals if finals is not None and any(isinstance(x, dict) for x in finals) else None
 
 
+def _entry(name: str, values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """An info of some rows as Gymnasium writes it: zeros in other rows, a mask beside it, nothing for no row."""
+    return {name: _only(values, rows), f"_{name}": rows.copy()} if rows.any() else {}
+
+
 def _only(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`values` with zeros in all other rows, as Gymnasium fills them."""
     return np.where(rows.reshape(-1, *[1] * (values.ndim - 1)), values, np.zeros_like(values))

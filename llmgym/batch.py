@@ -58,7 +58,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """This batch with its tensors on `device`."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "infos"}
-        return replace(self, **{k: None if x is None else x.to(device) for k, x in tensors.items()})
+        moved: dict[str, Any] = {k: None if x is None else x.to(device) for k, x in tensors.items()}
+        return replace(self, **moved)
 
     def _trimmed(self) -> Batch:
         if not len(self):
@@ -85,7 +86,7 @@ def by_length(lengths: Tensor, rows: Tensor, most_rows: int = 0) -> list[Tensor]
     for row in order.tolist():
         part = parts[-1]
         # Parts of fewer than eight rows would cost more in overhead than they save in padding.
-        if len(part) >= 8 and sizes[row] < 0.7 * sizes[part[0]] or (most_rows and len(part) == most_rows):
+        if (len(part) >= 8 and sizes[row] < 0.7 * sizes[part[0]]) or (most_rows and len(part) == most_rows):
             parts.append(part := [])
         part.append(row)
     # A single part keeps its order: the same rows in the same order give the same bits, and a first ratio of exactly 1.

@@ -68,6 +68,19 @@ def check_vocab(model: Any, codec: Codec) -> None:
         )
 
 
+def check_positions(model: Any, length: int) -> None:
+    """Refuse texts longer than the model has positions for.
+
+    Raises:
+        ValueError: `length` tokens (prompt and completion) exceed the model's positions.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ValueError(
+            f"max_prompt_tokens + max_new_tokens is {length}, but the model has positions for {positions} tokens only"
+        )
+
+
 def _from_name(name: str | Path, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 

@@ -16,7 +16,7 @@ from llmgym.batch import Batch, by_length, first_token, sum_by_action
 from llmgym.counters import Counters
 from llmgym.decoder import IncrementalDecoder
 from llmgym.losses import kl_estimate, wider
-from llmgym.models import check_vocab, load_model
+from llmgym.models import check_positions, check_vocab, load_model
 from llmgym.sampling import check_sampling, sample, sampling_logp
 from llmgym.text import TextMDP, TextState
 
@@ -95,6 +95,7 @@ class LMPolicy:
         self.mdp: TextMDP = env if isinstance(env, TextMDP) else env.unwrapped.mdp
         self.model = load_model(model, device=device, dtype=dtype)
         check_vocab(self.model, self.mdp.codec)
+        check_positions(self.model, self.mdp.length)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -237,7 +238,9 @@ class _Block:
         self.size = 0
         self.states: dict[int, TextState] = {}
         if mdp.needs_state:
-            self.states = {r: states[r] if states is not None else self._state(observation, r) for r in self.rows}
+            self.states = {
+                r: states[r] if states is not None else self._state(observation, r) for r in self.rows.tolist()
+            }
 
     def masks(self) -> Tensor | None:
         """Allowed next tokens of the rows at work, bool [n, V]; None allows all."""
@@ -247,7 +250,7 @@ class _Block:
         if constraints.function is None:
             n_tokens = self.mdp.max_new_tokens - self.left[self.rows] + self.size
             return torch.as_tensor(constraints.static_rows(n_tokens))
-        masks = [self.mdp.token_mask(self.states[r], self.tokens[r, : self.size].tolist()) for r in self.rows]
+        masks = [self.mdp.token_mask(self.states[r], self.tokens[r, : self.size].tolist()) for r in self.rows.tolist()]
         return torch.as_tensor(np.stack(masks))  # type: ignore[arg-type]
 
     def add(self, tokens: np.ndarray, logp: np.ndarray) -> None:
@@ -259,7 +262,7 @@ class _Block:
         if self.size == self.mdp.block_size:
             going[:] = False
         if self.mdp.stop is not None:
-            going &= [not self.mdp.stop(self.states[r], self.tokens[r, : self.size].tolist()) for r in rows]
+            going &= [not self.mdp.stop(self.states[r], self.tokens[r, : self.size].tolist()) for r in rows.tolist()]
         self.text[rows[going], self.lengths[rows[going]]] = tokens[going]
         self.lengths[rows[going]] += 1
         self.rows = rows[going]

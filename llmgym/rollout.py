@@ -83,7 +83,7 @@ class _Recorder:
 
     def finish(self, ended: np.ndarray, info: dict[str, Any]) -> None:
         """Keep the final info of rows that have ended."""
-        for row in np.flatnonzero(ended):
+        for row in np.flatnonzero(ended).tolist():
             self.infos[row] = _row_info(info, row)
 
     def batch(self, text: Any, groups: Sequence[int] | None) -> Batch:

@@ -362,7 +362,7 @@ def test_bad_options_get_a_sentence(name, options, sentence):
 
 
 def test_a_misspelt_option_is_an_error():
-    with pytest.raises(TypeError, match="digit"):
+    with pytest.raises(ValueError, match="digit"):
         make_task("arithmetic", digit=3)
 
 

@@ -262,5 +262,5 @@ def test_unusable_datasets_get_a_sentence(table, path, tmp_path, monkeypatch):
 
 def test_without_the_library_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r'pip install "llmgym\[tasks\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[tasks\]"'):
         from_dataset("someone/sums")

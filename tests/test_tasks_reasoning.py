@@ -255,5 +255,5 @@ def test_config_reaches_the_data_set():
 
 def test_without_the_library_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
-    with pytest.raises(ValueError, match=r'pip install "llmgym\[tasks\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[tasks\]"'):
         ReasoningGym()

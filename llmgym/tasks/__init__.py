@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any
 
 from llmgym.tasks.base import FunctionReward, Problem, Split, Task, split_of
@@ -38,8 +39,7 @@ def make_task(task: str | Task, **options: Any) -> Task:
     """A task by name with its options, or the `Task` itself.
 
     Raises:
-        ValueError: the name is unknown, or options were given beside a `Task` object.
-        TypeError: an option that the task does not have.
+        ValueError: the name or an option is unknown, or options were given beside a `Task` object.
     """
     if isinstance(task, Task):
         if options:
@@ -51,4 +51,14 @@ def make_task(task: str | Task, **options: Any) -> Task:
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")
         factory = getattr(import_module(module), attribute)
+    _check_options(task, factory, options)
     return factory(**options)
+
+
+def _check_options(task: str, factory: Callable[..., Task], options: dict[str, Any]) -> None:
+    parameters = signature(factory).parameters
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+        return  # the factory hands them on and checks them itself
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise ValueError(f"task {task!r} has no option {unknown[0]!r}: it takes {', '.join(parameters)}")

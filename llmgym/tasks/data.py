@@ -234,7 +234,7 @@ def _load(dataset: Any, subset: str | None, source_split: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise ValueError('from_dataset needs the package datasets: pip install "llmgym[tasks]"') from None
+        raise ValueError('from_dataset needs the package datasets: pip install -e ".[tasks]"') from None
     if isinstance(dataset, str | Path):
         dataset = _load_by_name(datasets, str(dataset), subset)
     if isinstance(dataset, datasets.DatasetDict):

@@ -197,7 +197,7 @@ def make_dataset(name: str, config: dict[str, Any]) -> Any:
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError:
-        raise ValueError('reasoning_gym tasks need the package: pip install "llmgym[tasks]"') from None
+        raise ValueError('reasoning_gym tasks need the package: pip install -e ".[tasks]"') from None
     if name not in DATASETS:
         close = get_close_matches(str(name), DATASETS, n=5, cutoff=0.4) or sorted(DATASETS)
         raise ValueError(f"unknown reasoning-gym data set {name!r}: choose one such as {', '.join(close)}")
