@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 import warnings
@@ -14,21 +13,21 @@ from typing import Any, ClassVar, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from llmgym.agents.budget import Budget
 from llmgym.agents.config import AgentConfig
+from llmgym.agents.environments import lockstep, saved_env, spec_json
+from llmgym.agents.metrics import Means, Metrics, describe, measure, postfix
 from llmgym.agents.optimizer import load_optimizer, save_optimizer
 from llmgym.batch import Batch, by_length, sum_by_action
-from llmgym.envs.vector import VectorTextEnv
 from llmgym.files import atomic_folder, read_json, write_json
-from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum
 from llmgym.policy import Evaluation, LMPolicy
 from llmgym.rollout import rollout
 
-Metrics = dict[str, float]
 Callback = Callable[["Agent", Metrics, Batch], bool | None]
 A = TypeVar("A", bound="Agent")
 
@@ -58,7 +57,7 @@ class Agent:
     def __init__(self, policy: Any, env: gym.Env | VectorEnv, **config: Any):
         self.config = self.config_class(**config)
         self.env = env
-        self.venv = _vector(env, self.config.prompts * self.config.samples)
+        self.venv = lockstep(env, self.config.prompts * self.config.samples)
         self.mdp = self.venv.mdp
         if isinstance(policy, LMPolicy):
             self.config = _with_settings_of(policy, self.config, config)
@@ -99,7 +98,7 @@ class Agent:
             callback: called as `callback(agent, metrics, batch)` after every update; False ends training.
             progress_bar: shows one; by default when `verbose` is 1.
         """
-        budget = _Budget(self, total_timesteps, total_tokens, max_seconds)
+        budget = Budget(self, total_timesteps, total_tokens, max_seconds)
         show = self.config.verbose > 0 if progress_bar is None else progress_bar
         with tqdm(total=1.0, bar_format=_BAR, disable=not show) as bar:
             while not budget.spent():
@@ -113,7 +112,7 @@ class Agent:
                 metrics |= {"seconds": seconds, "seconds_sampling": collected - started}
                 metrics |= {"tokens_per_second": sampled / seconds, "timesteps": self.num_timesteps}
                 metrics |= self.policy.counters.as_dict()
-                bar.set_postfix_str(_postfix(metrics), refresh=False)
+                bar.set_postfix_str(postfix(metrics), refresh=False)
                 bar.update(budget.fraction() - bar.n)
                 if callback is not None and callback(self, metrics, batch) is False:
                     break
@@ -160,7 +159,7 @@ class Agent:
         saved = read_json(folder / "agent.json")
         if saved["agent"] != cls.__name__:
             raise ValueError(f"{str(path)!r} holds a {saved['agent']}, load it with {saved['agent']}.load")
-        agent = cls(str(folder), env or _saved_env(saved, path), **(saved["config"] | config))
+        agent = cls(str(folder), env or saved_env(saved, path), **(saved["config"] | config))
         agent.policy.load_value_head(folder)
         load_optimizer(agent.optimizer, folder / "optimizer.safetensors")
         agent._load_more(folder)
@@ -182,12 +181,12 @@ class Agent:
         """Learn from one batch; rows whose scorer failed are dropped and counted."""
         self.dropped_rows += int((~batch.valid).sum())
         batch = batch.select(batch.valid).to(self.policy.device)
-        metrics = _describe(batch) | {"dropped_rows": float(self.dropped_rows)}
+        metrics = describe(batch) | {"dropped_rows": float(self.dropped_rows)}
         if not len(batch):
             warnings.warn("every row of the batch was dropped: its scorer failed", RuntimeWarning, stacklevel=2)
             return metrics
         if metrics["truncated"] == 1.0:
-            _warn_once(self, "every completion ran into max_new_tokens: none ended by itself")
+            warn_once(self, "every completion ran into max_new_tokens: none ended by itself")
         advantages = self.advantages(batch, metrics)
         return metrics | self._optimize(batch, advantages)
 
@@ -208,7 +207,7 @@ class Agent:
         return None
 
     def _optimize(self, batch: Batch, advantages: Tensor) -> Metrics:
-        config, totals = self.config, _Means()
+        config, totals = self.config, Means()
         ref_logp = self.reference_logp(batch)
         # One step on fresh data needs no scoring pass: there the log-prob before the step is the current one.
         single = config.epochs == config.minibatches == 1
@@ -222,7 +221,7 @@ class Agent:
                 self._step(batch, rows, advantages, old_logp, ref_logp, totals)
         return totals.mean()
 
-    def _step(self, batch, rows, advantages, old_logp, ref_logp, totals: _Means) -> None:
+    def _step(self, batch, rows, advantages, old_logp, ref_logp, totals: Means) -> None:
         """One optimiser step over `rows`, summed over micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         denominator = self.denominator(batch.select(rows))
@@ -232,7 +231,7 @@ class Agent:
             before = evaluation.logp.detach() if part.old_logp is None else part.old_logp
             loss, metrics = self.loss(part, evaluation, before, denominator)
             loss.backward()
-            totals.add(len(micro), metrics | _measure(part.batch, evaluation, before))
+            totals.add(len(micro), metrics | measure(part.batch, evaluation, before))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm or torch.inf)
         totals.add(len(rows), {"grad_norm": float(norm)})
         self.optimizer.step()
@@ -261,7 +260,7 @@ class Agent:
         return {
             "agent": type(self).__name__,
             "config": dataclasses.asdict(self.config),
-            "env": None if spec is None else _spec_json(spec),
+            "env": None if spec is None else spec_json(spec),
             "num_timesteps": self.num_timesteps,
             "dropped_rows": self.dropped_rows,
             "counters": self.policy.counters.as_dict(),
@@ -286,50 +285,6 @@ class Agent:
 _BAR = "{percentage:3.0f}%|{bar:20}| {elapsed} {postfix}"
 
 
-class _Budget:
-    """When to stop: the first of the given limits."""
-
-    def __init__(self, agent: Agent, timesteps: int | None, tokens: int | None, seconds: float | None):
-        if timesteps is None and tokens is None and seconds is None:
-            raise ValueError("learn() needs a budget: total_timesteps, total_tokens or max_seconds")
-        for name, value in (("total_timesteps", timesteps), ("total_tokens", tokens), ("max_seconds", seconds)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        self.agent, self.limits = agent, (timesteps, tokens, seconds)
-        self.start, self.last_step = self._now(), 0.0
-
-    def _now(self) -> tuple[float, float, float]:
-        return self.agent.num_timesteps, self.agent.policy.counters.sampled_tokens, time.perf_counter()
-
-    def fraction(self) -> float:
-        """Share of the budget that is spent, in [0, 1]."""
-        used = [(n - s) / limit for n, s, limit in zip(self._now(), self.start, self.limits, strict=True) if limit]
-        return min(max(used), 1.0)
-
-    def spent(self) -> bool:
-        """Whether to stop; time is also up when the next step would end late."""
-        now = time.perf_counter() - self.start[2]
-        step, self.last_step = now - self.last_step, now
-        late = self.limits[2] is not None and now + step > self.limits[2]
-        return self.fraction() >= 1.0 or late
-
-
-class _Means:
-    """Weighted means of metrics."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
-
-    def add(self, weight: float, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + weight * float(value)
-            self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def mean(self) -> Metrics:
-        return {name: total / self.weights[name] for name, total in self.sums.items()}
-
-
 def _part(batch: Batch, rows: Tensor, advantages: Tensor, old_logp: Tensor | None, ref_logp: Tensor | None) -> Part:
     part = batch.select(rows)
     n, t = part.mask.shape[1], part.tokens.shape[1]
@@ -338,47 +293,8 @@ def _part(batch: Batch, rows: Tensor, advantages: Tensor, old_logp: Tensor | Non
     return Part(part, advantages[at, :n], old, None if ref_logp is None else ref_logp[at, :t])
 
 
-def _describe(batch: Batch) -> Metrics:
-    """What happened, before learning from it; 0 everywhere for no rows."""
-    ends = [info.get("finish_reason") for info in batch.infos]
-    rows = max(len(batch), 1)
-    metrics = {
-        "reward": float(batch.returns.sum()) / rows,
-        "accuracy": sum(bool(info.get("is_success")) for info in batch.infos) / rows,
-        "length": float(masked_sum(batch.n_tokens, batch.mask)) / rows,
-        "actions": float(batch.mask.sum()) / rows,
-        "truncated": ends.count("length") / rows,
-        "illegal": ends.count("illegal") / rows,
-    }
-    terms = [info["reward_terms"] for info in batch.infos if info.get("reward_terms")]
-    for name in terms[0] if terms else ():
-        metrics[f"reward_terms/{name}"] = sum(t.get(name, 0.0) for t in terms) / len(terms)
-    return metrics
-
-
-def _measure(batch: Batch, evaluation: Evaluation, old_logp: Tensor) -> Metrics:
-    """How far policy, behaviour and reference are apart, per token."""
-    mask = batch.mask
-    tokens = masked_sum(batch.n_tokens, mask).clamp(min=1)
-    ratio = (evaluation.logp.detach() - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    metrics = {
-        "behaviour_gap": float(masked_sum((old_logp - batch.logp).abs(), mask) / tokens),
-        "ratio": float(masked_mean(ratio, mask)),
-    }
-    if evaluation.entropy is not None:
-        metrics["entropy"] = float(masked_sum(evaluation.entropy.detach(), mask) / tokens)
-    if evaluation.kl is not None:
-        metrics["kl"] = float(masked_sum(evaluation.kl.detach(), mask) / tokens)
-    return metrics
-
-
-def _postfix(metrics: Metrics) -> str:
-    shown = [f"reward {metrics['reward']:.3f}", f"accuracy {metrics['accuracy']:.1%}"]
-    shown += [f"{name} {metrics[name]:.3f}" for name in ("kl", "entropy") if name in metrics]
-    return "  ".join([*shown, f"length {metrics['length']:.1f}", f"{metrics['tokens_per_second']:,.0f} tok/s"])
-
-
-def _warn_once(agent: Agent, sentence: str) -> None:
+def warn_once(agent: Agent, sentence: str) -> None:
+    """Warn of something the first time an agent meets it."""
     said = agent.__dict__.setdefault("_said", set())
     if sentence not in said:
         said.add(sentence)
@@ -392,33 +308,3 @@ def _with_settings_of(policy: LMPolicy, config: Any, given: dict[str, Any]) -> A
         if name in given and given[name] not in (value, "auto", str(value).split(":")[0]):
             raise ValueError(f"{name} is a setting of the policy that was given, {value!r}: got {given[name]!r}")
     return dataclasses.replace(config, **own)
-
-
-def _vector(env: gym.Env | VectorEnv, rows: int) -> VectorTextEnv:
-    """A lockstep vector form over the MDP of `env`."""
-    mdp = getattr(env.unwrapped, "mdp", None)
-    if mdp is None or not hasattr(mdp, "token_mask"):
-        raise ValueError(f"env must be a text environment of llmgym, got {env}")
-    limit = getattr(env.unwrapped, "max_episode_steps", None)  # of a vector form; of a single one, its wrapper's
-    limit = limit or getattr(getattr(env, "spec", None), "max_episode_steps", None)
-    return VectorTextEnv(mdp, rows, autoreset_mode=AutoresetMode.DISABLED, max_episode_steps=limit)
-
-
-def _spec_json(spec: Any) -> str | None:
-    """The single form of an environment's spec; None if it holds what JSON cannot."""
-    single = copy.copy(spec)
-    single.kwargs = {name: value for name, value in spec.kwargs.items() if name not in _OF_VECTORS}
-    single.max_episode_steps = spec.kwargs.get("max_episode_steps", spec.max_episode_steps)
-    try:
-        return single.to_json()
-    except (ValueError, TypeError):  # a callable or an object among the arguments: load() then needs an environment
-        return None
-
-
-def _saved_env(saved: dict[str, Any], path: str | Path) -> gym.Env:
-    if saved["env"] is None:
-        raise ValueError(f"{str(path)!r} does not describe its environment (objects among its arguments): pass env=")
-    return gym.make(gym.envs.registration.EnvSpec.from_json(saved["env"]))
-
-
-_OF_VECTORS = ("num_envs", "vectorization_mode", "autoreset_mode", "max_episode_steps")

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from llmgym.agents.base import Agent, AgentConfig, Metrics, Part, _warn_once
+from llmgym.agents.base import Agent, Part, warn_once
+from llmgym.agents.config import AgentConfig
+from llmgym.agents.metrics import Metrics
 from llmgym.batch import Batch
 from llmgym.losses import MAX_LOG_RATIO, KLKind, Normalize, aggregate, grpo_loss, masked_mean
 from llmgym.policy import Evaluation, LMPolicy
@@ -69,7 +71,7 @@ class GRPO(Agent):
         equal = _equal_groups(batch)
         metrics["equal_groups"] = equal
         if equal == 1.0:
-            _warn_once(self, "all rewards of every group are equal: the policy-gradient term of this batch is zero")
+            warn_once(self, "all rewards of every group are equal: the policy-gradient term of this batch is zero")
         return row[:, None].expand(batch.mask.shape)
 
     def loss(self, part: Part, evaluation: Evaluation, old_logp: Tensor, denominator: Tensor) -> tuple[Tensor, Metrics]:
@@ -111,7 +113,7 @@ class GRPO(Agent):
 
     def _frozen(self, reference: Any) -> LMPolicy:
         if reference is not None and getattr(reference, "model", reference) is self.policy.model:
-            _warn_once(self, "the reference is the policy's own model: its KL would always be 0, a frozen copy is used")
+            warn_once(self, "the reference is the policy's own model: its KL would always be 0, a frozen copy is used")
             reference = None
         if isinstance(reference, LMPolicy):
             return reference

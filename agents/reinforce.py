@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from llmgym.agents.base import Agent, AgentConfig, Metrics, Part
+from llmgym.agents.base import Agent, Part
+from llmgym.agents.config import AgentConfig
+from llmgym.agents.metrics import Metrics
 from llmgym.batch import Batch
 from llmgym.losses import Normalize, aggregate, reinforce_loss, value_loss
 from llmgym.policy import Evaluation

@@ -16,7 +16,7 @@ import json
 import platform
 import resource
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -50,7 +50,6 @@ class Config:
     early: bool = False  # let EOS end rows
     linear: bool = False  # 64 against 1,024 new tokens at batch 16, memory too
     json: Path | None = None  # also write the rows here
-    options: dict[str, str] = field(default_factory=dict)  # unused words for the record, such as a machine's name
 
 
 def main(config: Config) -> None:
@@ -71,7 +70,7 @@ def compare(config: Config, model, batch: int) -> dict[str, float]:
         "generate": lambda: generate(config, model, env, prompts),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for name, run in sides.items():
+    for run in sides.values():
         run()  # warm-up
     for _ in range(config.repeats):
         for name, run in sides.items():

@@ -35,10 +35,10 @@ class _VectorModelWrapper(VectorWrapper):
 
     def __init__(self, env: VectorEnv, model: Any):
         super().__init__(env)
-        self.mdp = text_mdp(env)
         if not isinstance(env.unwrapped, VectorTextEnv):
             raise ValueError(f"vector wrappers need the native form that gym.make_vec gives, got {env.unwrapped}")
         self.base: VectorTextEnv = env.unwrapped
+        self.mdp = self.base.mdp
         self.lookahead = lookahead_of(env, model, env.num_envs, self.mdp)
 
     @property

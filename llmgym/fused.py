@@ -60,9 +60,7 @@ class FusedLlama:
         states = self._norm(self._run(tokens, turns, layers, self._attend_causally)).view(b, t, -1)
         return self.model.lm_head(states[rows, places]), states if hidden else None
 
-    def _run(
-        self, ids: Tensor, turns: Tensor, layers: list[Layer], attend: Callable[[int, Tensor], Tensor]
-    ) -> Tensor:
+    def _run(self, ids: Tensor, turns: Tensor, layers: list[Layer], attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         """The residual stream after all layers, [tokens, D]."""
         x = F.embedding(ids.reshape(-1), self.model.model.embed_tokens.weight)
         root = x.new_tensor((self.width * self.eps) ** 0.5)

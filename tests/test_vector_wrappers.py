@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from toys import A, B, EOS, Failing, Replying, V, no_repeat, random_tokens
+from toys import EOS, A, B, Failing, Replying, V, no_repeat, random_tokens
 from worlds import tiny_model
 
 import llmgym  # noqa: F401
@@ -46,11 +46,17 @@ STACKS: dict[str, list[tuple[type, dict[str, Any]]]] = {
     "hidden": [(HiddenStateObservation, {})],
     "reference": [(ReferenceLogProb, {})],
     "all": [(TopKActions, {"k": 5}), (ReferenceLogProb, {}), (HiddenStateObservation, {"candidate_logp": True})],
-    "all, reference first": [(ReferenceLogProb, {}), (TopKActions, {"k": 5, "min_prob": 0.1}), (HiddenStateObservation, {})],
+    "all, reference first": [
+        (ReferenceLogProb, {}),
+        (TopKActions, {"k": 5, "min_prob": 0.1}),
+        (HiddenStateObservation, {}),
+    ],
     "all, short-list last": [(ReferenceLogProb, {}), (HiddenStateObservation, {}), (TopKActions, {"k": 3})],
 }
 COMBINED = [("all", case) for case in CASES] + [(stack, "plain") for stack in STACKS if stack != "all"]
-COMBINED += [(stack, case) for stack in ("all, reference first", "all, short-list last") for case in ("grammar", "replies")]
+COMBINED += [
+    (stack, case) for stack in ("all, reference first", "all, short-list last") for case in ("grammar", "replies")
+]
 ON_BLOCKS = {"hidden": STACKS["hidden"], "reference": STACKS["reference"]}
 ON_BLOCKS |= {"both": STACKS["reference"] + STACKS["hidden"]}
 
@@ -125,7 +131,13 @@ def test_equals_single_wrappers_on_tokens(stack, case, mode, toy, model):
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize(
     ("block", "stack", "case"),
-    [(3, "reference", "plain"), (3, "both", "grammar"), (3, "both", "replies"), (3, "hidden", "limit"), (8, "both", "plain")],
+    [
+        (3, "reference", "plain"),
+        (3, "both", "grammar"),
+        (3, "both", "replies"),
+        (3, "hidden", "limit"),
+        (8, "both", "plain"),
+    ],
 )
 def test_equals_single_wrappers_on_blocks(block, stack, case, mode, toy, model):
     same_steps(*pair(model, ON_BLOCKS[stack], mode, block, toy | CASES[case]))
