@@ -126,7 +126,6 @@ class Lookahead:
             return self._seen  # type: ignore[return-value]
         wanted |= active if active is not None else True
         rows = np.flatnonzero(wanted)
-        self._remember(tokens, lengths)
         asked = Texts(self._names[rows], tokens[rows], lengths[rows])
         if finals is not None:
             asked = self._with_finals(asked, rows, Texts.of(finals))
@@ -136,19 +135,16 @@ class Lookahead:
         self._store(rows, logits[: len(rows), : self.vocab_size], hidden[: len(rows)])
         if finals is not None:
             self._finals, self.final_hidden = finals, hidden[len(rows) :]
+        # Last, so that an interrupted pass leaves nothing that looks finished. Environments write into their arrays.
+        self._tokens, self._lengths, self._version = tokens.copy(), lengths.copy(), self.decoder.version()
         return self._seen  # type: ignore[return-value]
 
     def _changed(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Rows whose prediction is not at hand, bool [N]: another text, or older parameters of the model."""
-        version = self.decoder.version()
-        if self._seen is None or version != self._version or tokens.shape != self._tokens.shape:
-            self._version = version
+        if self._seen is None or self.decoder.version() != self._version or tokens.shape != self._tokens.shape:
             return np.ones(self.num_rows, bool)
         beyond = np.arange(tokens.shape[1]) >= lengths[:, None]
         return (lengths != self._lengths) | ~((tokens == self._tokens) | beyond).all(1)
-
-    def _remember(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        self._tokens, self._lengths = tokens.copy(), lengths.copy()  # environments write into theirs
 
     def _with_finals(self, asked: Texts, rows: np.ndarray, finals: Texts) -> Texts:
         final_names = self._names[finals.rows]

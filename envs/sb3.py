@@ -134,8 +134,8 @@ class SB3VecEnv(VecEnv):
 class TokenEmbeddingExtractor(BaseFeaturesExtractor):
     """Features of a raw token observation for "MultiInputPolicy": `[last token, mean of the text, budget spent]`.
 
-    Token ids are embedded, not one-hot encoded; padding is masked out. The mean is position-aware: each token's
-    embedding is shifted by one learnt for its place, counted from the text's end.
+    Token ids are embedded, not one-hot encoded; padding is masked out. So that the mean keeps the order, each token's
+    embedding is multiplied by one learnt for its place, counted from the text's end.
 
     Args:
         observation_space: that of a text environment, with `input_ids`, `attention_mask` and `n_tokens`.
@@ -158,9 +158,9 @@ class TokenEmbeddingExtractor(BaseFeaturesExtractor):
         length = mask.sum(-1, keepdim=True)
         place = (length - 1 - torch.arange(mask.shape[1], device=mask.device)).clamp(min=0)
         embedded = self.tokens(observations["input_ids"].long())
-        shifted = (embedded + self.places(place)).masked_fill(~mask[..., None], 0.0)
+        placed = (embedded * self.places(place)).masked_fill(~mask[..., None], 0.0)
         last = embedded.gather(1, (length - 1)[..., None].expand(-1, -1, embedded.shape[-1]))[:, 0]
-        return torch.cat([last, shifted.sum(1) / length, observations["n_tokens"] / self.budget], -1)
+        return torch.cat([last, placed.sum(1) / length, observations["n_tokens"] / self.budget], -1)
 
 
 def _row(infos: dict[str, Any], row: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The language model stays frozen. It proposes the next tokens (`TopKActions`) and its last hidden state is what PPO's
 small network sees (`HiddenStateObservation`). Left to itself the model answers additions at once and is mostly wrong;
-it is right when it reasons first. PPO, from the reward alone, learns to open with `<think>` and then to follow the model.
+it is right when it reasons first. PPO, from the reward alone, learns to open with `<think>` and then to follow it.
 
 Two choices make this learnable for an agent that knows nothing of language: candidates are ordered by probability, so
 that action 0 always is the model's own choice, and places below `min_prob` repeat it, so that exploring does not mean
@@ -75,7 +75,8 @@ def accuracy(env: SB3VecEnv, predict, config: Config) -> float:
 
 def first_episodes(env: SB3VecEnv, predict) -> list[bool]:
     """Whether each row solves the problem it begins with."""
-    observations, results = env.reset(), {}
+    observations = env.reset()
+    results: dict[int, bool] = {}
     while len(results) < env.num_envs:
         observations, _, dones, infos = env.step(predict(observations))
         for row in np.flatnonzero(dones):
@@ -90,8 +91,8 @@ class Progress(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        solved = self.model.ep_success_buffer
-        print(f"{self.num_timesteps:8,d} steps   {np.mean(solved or [0]):6.1%} of the last {len(solved)} episodes")
+        solved = self.model.ep_success_buffer or [0]
+        print(f"{self.num_timesteps:8,d} steps   {np.mean(solved):6.1%} of the last {len(solved)} episodes solved")
 
 
 def main(config: Config) -> Result:

@@ -127,7 +127,7 @@ def test_attributes_and_methods_are_given_by_row(toy, model):
 
 
 def test_another_autoreset_mode_is_refused(toy):
-    with pytest.raises(ValueError, match="autoreset_mode='SameStep'.*got 'NextStep'"):
+    with pytest.raises(ValueError, match=r"autoreset_mode='SameStep'.*got 'NextStep'"):
         SB3VecEnv(gym.make_vec(ID, num_envs=2, **toy))
 
 

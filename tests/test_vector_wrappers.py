@@ -218,6 +218,24 @@ def test_new_parameters_are_seen_at_once(toy, model):
     np.testing.assert_array_equal(env.shortlist.logp, make(toy, model, "short-list").reset(seed=0)[1]["candidate_logp"])
 
 
+def test_an_interrupted_pass_leaves_nothing_that_looks_finished(toy, model, monkeypatch):
+    env = make(toy, model, "short-list")
+    env.reset(seed=0)
+    before = env.unwrapped.get_state()
+    expected = env.step(np.array([0, 1, 2, 3]))
+    env.unwrapped.set_state(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(env.lookahead.decoder, "predict", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(np.array([0, 1, 2, 3]))
+    env.unwrapped.set_state(before)
+    assert_close(env.step(np.array([0, 1, 2, 3])), expected, "step")
+
+
+def _interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_same_problem_again_is_no_reason_to_miss_a_final_observation(toy, model):
     stack = [*STACKS["all"][:1], *STACKS["hidden"]]
     env = wrap(gym.make_vec(IDS[1], num_envs=2, autoreset_mode="SameStep", **(toy | {"task": One()})), model, stack)

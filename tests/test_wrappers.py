@@ -361,5 +361,5 @@ def test_wrong_devices_are_named(device):
 
 
 def test_wrong_dtypes_are_named():
-    with pytest.raises(ValueError, match="dtype must be one of 'auto', .*got 'float8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of 'auto', .*got 'float8'"):
         load_model("tiny", dtype="float8")
