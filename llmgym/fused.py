@@ -53,12 +53,17 @@ class FusedLlama:
         return self.model.lm_head(hidden), hidden
 
     def score(self, tokens: Tensor, rows: Tensor, places: Tensor, hidden: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits [m, V] after `tokens[rows, places]` and, if asked for, hidden states [B, T, D]; differentiable."""
-        b, t = tokens.shape
-        turns = self._turns(t)[:t].expand(b, -1, -1, -1)
+        """Logits [m, V] after `tokens[rows, places]` and, if asked for, hidden states [B, T, D]; differentiable.
+
+        Texts that begin alike (a prompt's samples) share the work on what they have in common, and padding costs
+        nothing: projections run over the nodes of the texts' prefix tree, only attention over whole texts.
+        """
+        tree = PrefixTree(tokens, rows, places)
+        turns = self._turns(tokens.shape[1])[tree.depth]
         layers = [self._fused(layer) for layer in self.model.model.layers]
-        states = self._norm(self._run(tokens, turns, layers, self._attend_causally)).view(b, t, -1)
-        return self.model.lm_head(states[rows, places]), states if hidden else None
+        states = self._norm(self._run(tree.ids, turns, layers, lambda i, turned: self._attend_texts(turned, tree)))
+        logits = self.model.lm_head(states)[tree.node[rows, places]]
+        return logits, states[tree.node] if hidden else None
 
     def _run(self, ids: Tensor, turns: Tensor, layers: list[Layer], attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         """The residual stream after all layers, [tokens, D]."""
@@ -72,14 +77,13 @@ class FusedLlama:
             x = torch.addmm(x, F.silu(gate) * up, down)
         return x
 
-    def _attend_causally(self, i: int, turned: Tensor) -> Tensor:
-        """Attention within `turned` [B, T, heads + 2 kv_heads, dim], [B T, heads · dim]."""
-        b, t = turned.shape[:2]
-        turned = turned.transpose(1, 2)
-        keys, values = turned[:, self.heads :: 2], turned[:, self.heads + 1 :: 2]
-        query, more = turned[:, : self.heads], self.heads != self.kv_heads
+    def _attend_texts(self, turned: Tensor, tree: PrefixTree) -> Tensor:
+        """Causal attention within each text, from nodes [M, heads + 2 kv_heads, dim] to nodes [M, heads · dim]."""
+        texts = turned[tree.node].transpose(1, 2)
+        keys, values = texts[:, self.heads :: 2], texts[:, self.heads + 1 :: 2]
+        query, more = texts[:, : self.heads], self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=1.0, enable_gqa=more)
-        return out.transpose(1, 2).reshape(b * t, -1)
+        return out.transpose(1, 2).flatten(0, 1)[tree.first].flatten(1)
 
     def _attend(self, i: int, turned: Tensor, where: Where) -> Tensor:
         """Attention of `turned` [n q, heads, dim] over the cache, [n q, heads · dim]."""
@@ -136,6 +140,33 @@ class FusedLlama:
         pairs = torch.arange(self.dim).view(2, -1).t().reshape(-1)
         kv = torch.stack([k[:, pairs], v], 1)
         return torch.cat([q[:, pairs].flatten(0, 1) * self.dim**-0.5, kv.flatten(0, 2)])
+
+
+class PrefixTree:
+    """The distinct prefixes of some texts: two places share a node if everything up to them is equal.
+
+    Attributes:
+        node: the node of every place, [B, T]; places after a row's last needed one have node 0 and mean nothing.
+        first: one place of every node, as an index into [B · T]; [M].
+        ids: the token of every node, [M].
+        depth: the position of every node, [M].
+    """
+
+    def __init__(self, tokens: Tensor, rows: Tensor, places: Tensor):
+        """Up to the last of `places` in each of `rows`; rows without one take no part."""
+        ids, last = tokens.cpu().numpy(), np.full(len(tokens), -1)
+        np.maximum.at(last, rows.cpu().numpy(), places.cpu().numpy())
+        node, first, count = np.zeros(ids.shape, np.int64), [], 0
+        parent = np.zeros(len(ids), np.int64)
+        for t in range(int(last.max(initial=0)) + 1):
+            live = np.flatnonzero(last >= t)
+            _, at, same = np.unique((parent[live] << 32) | ids[live, t], return_index=True, return_inverse=True)
+            node[live, t], parent[live] = count + same, same
+            first.append(live[at] * ids.shape[1] + t)
+            count += len(at)
+        found = np.concatenate(first)
+        self.node, self.first = (torch.as_tensor(x, device=tokens.device) for x in (node, found))
+        self.ids, self.depth = tokens.reshape(-1)[self.first], self.first % tokens.shape[1]
 
 
 def _unit(x: Tensor, root: Tensor) -> Tensor:

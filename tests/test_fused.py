@@ -10,10 +10,12 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from worlds import tiny_model
 
 from llmgym.forward import CachedForward
-from llmgym.fused import FusedLlama
+from llmgym.fused import FusedLlama, PrefixTree
 
-TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 0, 0], [2, 2, 2, 1, 1, 0]])
-ROWS, PLACES = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([2, 4, 1, 0, 4])
+# Rows 0, 3 and 4 begin alike, rows 0 and 4 are equal throughout; what follows a row's last place is padding.
+TEXTS = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 0, 0], [2, 2, 2, 1, 1, 0], [1, 2, 3, 0, 5, 6], [1, 2, 3, 4, 5, 6]]
+TOKENS = torch.tensor(TEXTS)
+ROWS, PLACES = torch.tensor([0, 0, 1, 2, 2, 3, 4]), torch.tensor([2, 4, 1, 0, 4, 4, 5])
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def exact_norms(monkeypatch):
 def scored(form, model):
     """Logits, hidden states and the gradient of a function of both."""
     logits, hidden = form(model).score(TOKENS, ROWS, PLACES, hidden=True)
-    loss = logits.log_softmax(-1)[:, 3].sum() + hidden.sin().sum()
+    loss = logits.log_softmax(-1)[:, 3].sum() + hidden[ROWS, PLACES].sin().sum()
     return logits, hidden, torch.autograd.grad(loss, list(model.parameters()))
 
 
@@ -36,7 +38,7 @@ def test_scores_and_gradients_are_those_of_the_model(kind, exact_norms):
     model = tiny_model(kind, 8, dtype=torch.float64).eval()
     ours, theirs = scored(FusedLlama, model), scored(CachedForward, model)
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-10)
-    torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=1e-10)
+    torch.testing.assert_close(ours[1][ROWS, PLACES], theirs[1][ROWS, PLACES], rtol=0, atol=1e-10)
     for name, a, b in zip(dict(model.named_parameters()), ours[2], theirs[2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=name)
         assert a.abs().sum() > 0, name
@@ -47,7 +49,17 @@ def test_scoring_after_acting_reads_the_same_table(exact_norms):
     form = FusedLlama(model)
     with torch.inference_mode():
         form.refresh()
-        acted, _ = form(TOKENS[:, :3].numpy(), torch.arange(3).repeat(3, 1).numpy(), None)
+        acted, _ = form(TOKENS[:3, :3].numpy(), torch.arange(3).repeat(3, 1).numpy(), None)
     logits, _ = form.score(TOKENS, torch.arange(3), torch.full((3,), 2), hidden=False)
     logits.sum().backward()
     torch.testing.assert_close(logits, acted, rtol=0, atol=1e-10)
+
+
+def test_equal_beginnings_are_one_node():
+    tree = PrefixTree(TOKENS, ROWS, PLACES)
+    # Row 0 has 6 places, as row 4; rows 1 and 2 have 2 and 5 of their own, row 3 adds 2 after three shared ones.
+    assert len(tree.ids) == 6 + 2 + 5 + 2
+    assert torch.equal(tree.node[0, :5], tree.node[4, :5]) and torch.equal(tree.node[0, :3], tree.node[3, :3])
+    assert tree.node[0, 4] != tree.node[3, 4]  # the same token at the same place, after another one
+    assert torch.equal(tree.ids[tree.node[3, :5]], TOKENS[3, :5])
+    assert torch.equal(tree.depth[tree.node[3, :5]], torch.arange(5))
