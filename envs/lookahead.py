@@ -45,35 +45,6 @@ class Shortlist(NamedTuple):
     legal: np.ndarray
 
 
-class _SplitDecoder(IncrementalDecoder):
-    """Prompts of new episodes apart from the single tokens of running ones.
-
-    In one padded pass every running row would repeat its token as often as the longest prompt has tokens.
-    """
-
-    def version(self) -> tuple[int, ...]:
-        """Changes whenever the model's parameters do."""
-        self._refresh()
-        return self._version
-
-    def _feed(self, tokens: np.ndarray, start: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        longer = lengths - start > 1
-        if longer.all() or not longer.any():
-            return super()._feed(tokens, start, lengths)
-        # One token of every row: picking the running rows would copy their cache. What this writes for the others
-        # is overwritten by the second pass.
-        last, rows = lengths - 1, np.flatnonzero(longer)
-        logits, hidden = self.forward(tokens[np.arange(len(last)), last][:, None], last[:, None], None)
-        positions = np.minimum(start[rows, None] + np.arange((lengths - start)[rows].max()), last[rows, None])
-        ids = np.take_along_axis(tokens[rows], positions, 1)
-        index = torch.as_tensor(rows, device=logits.device)
-        logits[index], hidden[index] = self.forward(ids, positions, rows)
-        self.counters.forward_passes += 2
-        self.counters.forward_tokens += int((lengths - start).sum())
-        self.counters.cache_hits += int(start.sum())
-        return logits, hidden
-
-
 class Lookahead:
     """A model's predictions after the texts of N rows, each computed once.
 
@@ -89,7 +60,7 @@ class Lookahead:
 
     def __init__(self, model: Any, num_rows: int, vocab_size: int):
         self.model, self.num_rows, self.vocab_size = model, num_rows, vocab_size
-        self.decoder = _SplitDecoder(model)
+        self.decoder = IncrementalDecoder(model)
         self.keep_finals = False
         self.clear()
 

@@ -131,26 +131,53 @@ class IncrementalDecoder:
         # argmax finds the first difference; a row without one shares its whole width.
         return np.where(differs.any(1), differs.argmax(1), width)
 
+    def version(self) -> tuple[int, ...]:
+        """Changes whenever the model's parameters do."""
+        self._refresh()
+        return self._version
+
     def _feed(self, tokens: np.ndarray, start: np.ndarray, lengths: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Run the model over tokens[start:length] of every slot. Equal rows are computed once."""
+        """Run the model over tokens[start:length] of every slot, new texts apart from single tokens of running ones.
+
+        In one padded pass every running row would repeat its token as often as the longest new text has tokens.
+        """
         self.counters.cache_hits += int(start.sum())
-        self.counters.forward_passes += 1
-        if (lengths - start).max() == 1:
-            self.counters.forward_tokens += len(lengths)
-            return self.forward(tokens[np.arange(len(start)), start][:, None], start[:, None], None)
+        longer = lengths - start > 1
+        if longer.all():
+            return self._feed_texts(tokens, start, lengths, np.arange(len(start)))
+        # One token of every row: picking the running rows would copy their cache. What this writes for the others is
+        # overwritten by the second pass.
+        last = lengths - 1
+        logits, hidden = self.forward(tokens[np.arange(len(last)), last][:, None], last[:, None], None)
+        self._count(int((~longer).sum()))
+        if longer.any():
+            rows = np.flatnonzero(longer)
+            index = torch.as_tensor(rows, device=logits.device)
+            logits[index], hidden[index] = self._feed_texts(tokens[rows], start[rows], lengths[rows], rows)
+        return logits, hidden
+
+    def _feed_texts(
+        self, tokens: np.ndarray, start: np.ndarray, lengths: np.ndarray, slots: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Several tokens a row; equal rows are computed once."""
         filled = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens, -1)
         _, first, inverse = np.unique(filled, axis=0, return_index=True, return_inverse=True)
-        inverse = inverse.reshape(-1)
-        slots = None if len(first) == len(tokens) else first
-        chosen = np.arange(len(tokens)) if slots is None else first
-        self.counters.forward_tokens += int((lengths - start)[chosen].sum())
+        first = np.sort(first) if len(first) == len(tokens) else first
+        inverse = inverse.reshape(-1) if len(first) < len(tokens) else np.arange(len(tokens))
+        start, new = start[first], lengths[first] - start[first]
+        self._count(int(new.sum()))
         # Shorter rows repeat their last token: same token, same position, so the same entry is written again
         # and the last column is every row's last token.
-        span = np.arange((lengths - start)[chosen].max())
-        positions = np.minimum(start[chosen, None] + span, lengths[chosen, None] - 1)
-        logits, hidden = self.forward(np.take_along_axis(tokens[chosen], positions, 1), positions, slots)
-        if slots is None:
+        positions = np.minimum(start[:, None] + np.arange(new.max()), lengths[first, None] - 1)
+        every = len(first) == len(self._rows)
+        ids = np.take_along_axis(tokens[first], positions, 1)
+        logits, hidden = self.forward(ids, positions, None if every else slots[first])
+        if len(first) == len(tokens):
             return logits, hidden
-        self.forward.copy(first[inverse], np.arange(len(tokens)), int(lengths.max()))
+        self.forward.copy(slots[first][inverse], slots, int(lengths.max()))
         index = torch.as_tensor(inverse, device=logits.device)
-        return logits[index], None if hidden is None else hidden[index]
+        return logits[index], hidden[index]
+
+    def _count(self, tokens: int) -> None:
+        self.counters.forward_passes += 1
+        self.counters.forward_tokens += tokens
