@@ -106,6 +106,7 @@ class Agent:
                 sampled = self.policy.counters.sampled_tokens
                 batch = self.collect()
                 collected = time.perf_counter()
+                self._set_learning_rate(budget.fraction())
                 metrics = self.update(batch)
                 seconds = time.perf_counter() - started
                 sampled = self.policy.counters.sampled_tokens - sampled
@@ -205,6 +206,12 @@ class Agent:
     def reference_logp(self, batch: Batch) -> Tensor | None:
         """Reference log-prob of every token [B, T]; None without a reference."""
         return None
+
+    def _set_learning_rate(self, spent: float) -> None:
+        """`spent`: share of the budget that is behind us, in [0, 1]."""
+        share = 1.0 - spent if self.config.schedule == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * share
 
     def _optimize(self, batch: Batch, advantages: Tensor) -> Metrics:
         config, totals = self.config, Means()

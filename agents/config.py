@@ -12,7 +12,8 @@ import numpy as np
 class AgentConfig:
     """Settings that every agent has."""
 
-    learning_rate: float = 3e-4  # of AdamW, constant
+    learning_rate: float = 3e-4  # of AdamW
+    schedule: Literal["constant", "linear"] = "constant"  # of the learning rate; "linear": to 0 over learn()'s budget
     prompts: int = 8  # different problems in a batch
     samples: int = 8  # completions of each problem; rows = prompts x samples
     epochs: int = 1  # passes over a batch

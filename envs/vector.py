@@ -115,7 +115,7 @@ class VectorTextEnv(VectorEnv):
             if row_seed is not None and row in rows:
                 self._rngs[row] = seeding.np_random(row_seed)[0]
         infos: dict[str, Any] = {}
-        for row in rows:
+        for row in rows.tolist():
             infos = self._start(row, problems[row], infos)
         self._show()
         return self._observation(), self._with_mask(infos, rows)
@@ -128,7 +128,7 @@ class VectorTextEnv(VectorEnv):
         infos: dict[str, Any] = {}
         rewards = np.zeros(self.num_envs)
         if over.any() and self.autoreset_mode is AutoresetMode.NEXT_STEP:
-            for row in np.flatnonzero(over):
+            for row in np.flatnonzero(over).tolist():
                 infos = self._start(row, None, infos)
         self._write(actions, np.flatnonzero(~over))
         self._steps[~over] += 1
@@ -196,7 +196,7 @@ class VectorTextEnv(VectorEnv):
     def _start(self, row: int, problem: Problem | None, infos: dict[str, Any]) -> dict[str, Any]:
         state = self.mdp.initial(self._rng(row), {"problem": problem})
         n = state.n_prompt
-        self._problems[row], self._key[row] = state.problem, state.key
+        self._problems[row], self._key[row] = state.problem, state.key or 0
         self._ids[row], self._ids[row, :n] = self.mdp.codec.pad_id, state.tokens
         self._attention[row], self._attention[row, :n] = 0, 1
         self._chosen[row] = False

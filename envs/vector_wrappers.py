@@ -112,7 +112,7 @@ class VectorTopKActions(_VectorModelWrapper):
         if not self.mdp.constraints:
             return None
         masks = np.ones((self.num_envs, self.mdp.codec.vocab_size), bool)
-        for row in np.flatnonzero(~self.over):
+        for row in np.flatnonzero(~self.over).tolist():
             masks[row] = self.mdp.token_mask(self.base.state(row))
         return masks
 
@@ -220,7 +220,7 @@ class VectorReferenceLogProb(_VectorModelWrapper):
             logits = first if j == 0 else self.lookahead(texts, lengths, active=counts > j).logits
             masks = None
             if states is not None:
-                masks = np.stack([self.mdp.token_mask(states[row], blocks[row][:j]) for row in rows])  # type: ignore[arg-type]
+                masks = np.stack([self.mdp.constraints.mask(states[row], blocks[row][:j]) for row in rows])
             logp = allowed_logp(logits[rows.tolist()], masks)
             tokens = [blocks[row][j] for row in rows]
             total[rows] += logp[np.arange(len(rows)), tokens].cpu().numpy()

@@ -521,3 +521,13 @@ def test_a_model_may_be_an_object_and_is_the_one_trained():
     agent = REINFORCE(model, rows(mdp, 1), prompts=4, dtype="float64", device="cpu")
     assert isinstance(agent.policy, LMPolicy) and agent.policy.model is model and not model.training
     assert four_tokenizer().pad_token is None and irregular(Problem("a="), "", (1,)) != 0
+
+
+def test_the_learning_rate_falls_to_nothing_over_the_budget_when_linear():
+    rates = {}
+    for schedule in ("constant", "linear"):
+        agent = agent_of(GRPO, {"prompts": 2, "samples": 3, "learning_rate": 0.1, "schedule": schedule, "seed": 0})
+        seen = rates.setdefault(schedule, [])
+        agent.learn(total_tokens=60, callback=lambda a, m, b, seen=seen: seen.append(a.optimizer.param_groups[0]["lr"]))
+    assert set(rates["constant"]) == {0.1} and len(rates["linear"]) > 1
+    assert 0.1 > rates["linear"][0] > rates["linear"][-1] >= 0.0

@@ -71,7 +71,7 @@ class TrainOptions(Generic[C]):
 def run(name: str, words: list[str]) -> int:
     """`llmgym train NAME WORDS…`."""
     config = AGENTS[name].config_class
-    default = TrainOptions(agent=config(seed=0, verbose=1))
+    default = TrainOptions(agent=config(seed=0, verbose=1, schedule="linear"))
     options = parse(TrainOptions[config], words, prog=f"llmgym train {name}", default=default)  # type: ignore[valid-type]
     path = check_free(options.run.out or default_path(f"{name}-{options.env.task}"))
     prepare(options.run.threads)
