@@ -136,7 +136,9 @@ class LMPolicy:
         """
         block = _Block(self.mdp, observation, active, states)
         while block.rows.size:
-            prediction = self.decoder.predict(block.rows, block.text[block.rows], block.lengths[block.rows])
+            lengths = block.lengths[block.rows]
+            # Padding up to the budget would make every early token pay for the longest possible text.
+            prediction = self.decoder.predict(block.rows, block.text[block.rows, : lengths.max()], lengths)
             logp = self._logp(prediction.logits, block.masks())
             tokens = logp.argmax(-1) if deterministic else sample(logp, self.generator)
             chosen = logp.gather(-1, tokens[:, None])[:, 0]
