@@ -9,7 +9,7 @@ import numpy as np
 
 from llmgym.counters import Counters
 from llmgym.evaluation import mdp_of
-from llmgym.policy import Action, _Block
+from llmgym.policy import Action, BlockWriter
 from llmgym.text import TextState
 
 
@@ -33,7 +33,7 @@ class RandomPolicy:
         deterministic: bool = False,
     ) -> Action:
         """A random block for every active row, as `LMPolicy.act`; `deterministic` changes nothing."""
-        block = _Block(self.mdp, observation, active, states)
+        block = BlockWriter(self.mdp, observation, active, states)
         while block.rows.size:
             masks = block.masks()
             legal = np.ones((len(block.rows), self.mdp.codec.vocab_size), bool) if masks is None else masks.numpy()

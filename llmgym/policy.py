@@ -134,7 +134,7 @@ class LMPolicy:
                 are rebuilt from the observation, without problem and random key.
             deterministic: the most probable allowed token instead of a sampled one.
         """
-        block = _Block(self.mdp, observation, active, states)
+        block = BlockWriter(self.mdp, observation, active, states)
         while block.rows.size:
             lengths = block.lengths[block.rows]
             # Padding up to the budget would make every early token pay for the longest possible text.
@@ -227,7 +227,7 @@ class LMPolicy:
         return sampling_logp(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, mask=mask)
 
 
-class _Block:
+class BlockWriter:
     """Blocks in the making: which rows still take tokens, and what each has so far."""
 
     def __init__(self, mdp: TextMDP, observation: dict[str, np.ndarray], active: Any, states: Any):
