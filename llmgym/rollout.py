@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
-from llmgym.batch import Batch
+from llmgym.batch import TextBatch
 from llmgym.tasks import Problem
 from llmgym.text import TextMDP, TextState
 
@@ -23,7 +23,7 @@ def rollout(
     groups: Sequence[int] | None = None,
     seed: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Batch:
+) -> TextBatch:
     """Play one episode in every row, all rows in lockstep, through `reset` and `step`.
 
     Args:
@@ -86,7 +86,7 @@ class _Recorder:
         for row in np.flatnonzero(ended).tolist():
             self.infos[row] = _row_info(info, row)
 
-    def batch(self, text: Any, groups: Sequence[int] | None) -> Batch:
+    def batch(self, text: Any, groups: Sequence[int] | None) -> TextBatch:
         """Everything as tensors, padding trimmed."""
         n, t = len(self.masks), int(text.lengths.max())
         index = self.action_index[:, :t]
@@ -94,7 +94,7 @@ class _Recorder:
         by_action = np.zeros((2, self.rows, n + 1))  # a last column takes what belongs to no action
         np.add.at(by_action[0], (rows, index), self.token_logp[:, :t])
         np.add.at(by_action[1], (rows, index), 1)
-        return Batch(
+        return TextBatch(
             mask=torch.as_tensor(np.stack(self.masks, 1)),
             rewards=torch.as_tensor(np.stack(self.rewards, 1)),
             logp=torch.as_tensor(by_action[0][:, :n].copy()),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgym.batch import Batch, by_length, first_token, sum_by_action
+from llmgym.batch import TextBatch, by_length, first_token, sum_by_action
 
 # Three episodes: two blocks, one block, three blocks; the prompt has two tokens, -1 marks what nobody chose.
 INDEX = torch.tensor([[-1, -1, 0, 0, 1, -1, -1], [-1, -1, 0, -1, -1, -1, -1], [-1, -1, 0, 1, 1, -1, 2]])
@@ -33,7 +33,7 @@ def batch(**changes):
         "token_mask": torch.arange(21 * 4).view(3, 7, 4) % 3 > 0,
         "infos": [{"row": i} for i in range(3)],
     }
-    return Batch(**(parts | changes))
+    return TextBatch(**(parts | changes))
 
 
 def test_returns_are_the_hand_sums_of_a_ragged_batch():
@@ -68,7 +68,7 @@ def test_nothing_may_be_selected():
 def test_selecting_all_changes_nothing_and_mutates_nothing():
     whole = batch()
     part = whole.select(torch.arange(3))
-    for f in fields(Batch):
+    for f in fields(TextBatch):
         one, two = getattr(whole, f.name), getattr(part, f.name)
         assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
     assert torch.equal(whole.tokens, batch().tokens)
