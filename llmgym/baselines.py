@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from llmgym.blocks import BlockWriter
 from llmgym.counters import Counters
 from llmgym.evaluation import mdp_of
-from llmgym.policy import Action, BlockWriter
+from llmgym.policy import Action
 from llmgym.text import TextState
 
 

@@ -33,16 +33,19 @@ class _Transformers:
     def refresh(self) -> None:
         """Nothing is copied from the weights."""
 
-    def score(self, tokens: Tensor, rows: Tensor, places: Tensor, hidden: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits [m, V] after `tokens[rows, places]` and, if asked for, hidden states [B, T, D]; differentiable.
+    def score(
+        self, tokens: Tensor, rows: Tensor, places: Tensor, *, logits: bool = True, hidden: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits [m, V] and hidden states [m, D] after `tokens[rows, places]`, each if asked for; differentiable.
 
         No attention mask: padding is on the right, where a causal model cannot see it, and without one the attention
         kernel skips the upper triangle.
         """
         first = int(places.min()) if len(places) else 0
-        keep = torch.arange(first, tokens.shape[1], device=tokens.device)
+        keep = torch.arange(first if logits else tokens.shape[1] - 1, tokens.shape[1], device=tokens.device)
         output = self.model(tokens, use_cache=False, output_hidden_states=hidden, logits_to_keep=keep)
-        return output.logits[rows, places - first], output.hidden_states[-1] if hidden else None
+        states = output.hidden_states[-1][rows, places] if hidden else None
+        return output.logits[rows, places - first] if logits else None, states
 
 
 class CachedForward(_Transformers):

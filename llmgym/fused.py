@@ -52,8 +52,10 @@ class FusedLlama:
         hidden = self._norm(x.view(where.n, where.q, -1)[:, -1])
         return self.model.lm_head(hidden), hidden
 
-    def score(self, tokens: Tensor, rows: Tensor, places: Tensor, hidden: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits [m, V] after `tokens[rows, places]` and, if asked for, hidden states [B, T, D]; differentiable.
+    def score(
+        self, tokens: Tensor, rows: Tensor, places: Tensor, *, logits: bool = True, hidden: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits [m, V] and hidden states [m, D] after `tokens[rows, places]`, each if asked for; differentiable.
 
         Texts that begin alike (a prompt's samples) share the work on what they have in common, and padding costs
         nothing: projections run over the nodes of the texts' prefix tree, only attention over whole texts.
@@ -62,8 +64,8 @@ class FusedLlama:
         turns = self._turns(tokens.shape[1])[tree.depth]
         layers = [self._fused(layer) for layer in self.model.model.layers]
         states = self._norm(self._run(tree.ids, turns, layers, lambda i, turned: self._attend_texts(turned, tree)))
-        logits = self.model.lm_head(states)[tree.node[rows, places]]
-        return logits, states[tree.node] if hidden else None
+        at = tree.node[rows, places]
+        return self.model.lm_head(states)[at] if logits else None, states[at] if hidden else None
 
     def _run(self, ids: Tensor, turns: Tensor, layers: list[Layer], attend: Callable[[int, Tensor], Tensor]) -> Tensor:
         """The residual stream after all layers, [tokens, D]."""

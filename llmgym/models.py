@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmgym.lora import load_lora, lora_base
 from llmgym.tokenization import TINY, Codec, tiny_path
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def check_positions(model: Any, length: int) -> None:
 def _from_name(name: str | Path, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    if (base := lora_base(name)) is not None:
+        return load_lora(_from_name(base, dtype), name)
     source = tiny_path() if str(name) == TINY else name
     kind = "auto" if dtype == "auto" else _torch_dtype(dtype)
     try:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import load_model as load_model_weights
 from torch import Tensor, nn
 
-from llmgym.batch import Batch, by_length, first_token, sum_by_action
+from llmgym.batch import Evaluation, Scored, TextBatch, by_length, first_token, sum_by_action
+from llmgym.blocks import BlockWriter
 from llmgym.counters import Counters
 from llmgym.decoder import IncrementalDecoder
-from llmgym.losses import kl_estimate, wider
+from llmgym.forward import make_forward
+from llmgym.lora import add_lora, is_lora, save_lora
+from llmgym.losses import KLKind, exact_kl, kl_estimate, wider
 from llmgym.models import check_positions, check_vocab, load_model
 from llmgym.sampling import check_sampling, sample, sampling_logp
 from llmgym.text import TextMDP, TextState
+
+ValueKind = Literal["shared", "separate"]
 
 
 class Action(NamedTuple):
@@ -38,26 +44,6 @@ class Action(NamedTuple):
         return self.tokens[:, 0] if self.tokens.shape[1] == 1 else self.tokens
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What the current parameters say of a batch; all [B, N], differentiable.
-
-    Attributes:
-        logp: log-prob of each action, the sum over its tokens, nats.
-        entropy: sum of the conditional entropies on the sampled path, nats. For blocks its direct gradient is a
-            biased estimate of the gradient of the block's entropy: the path itself depends on the parameters.
-        values: value of the state before the action; None without a value head.
-        kl: KL estimate against the reference, formed per token and then summed; None without a reference.
-        n_tokens: tokens of each action.
-    """
-
-    logp: Tensor
-    entropy: Tensor | None
-    values: Tensor | None
-    kl: Tensor | None
-    n_tokens: Tensor
-
-
 class LMPolicy:
     """A Hugging Face causal language model that acts on a text environment.
 
@@ -69,7 +55,10 @@ class LMPolicy:
         env: a text environment (single or vector), for its rules and tokenizer; or a `TextMDP`.
         temperature: > 0; log-probs are those of the tempered distribution.
         top_k, top_p: restrict sampling; leave them off in training, where the support must not move.
-        value_head: adds a linear value head on the last hidden state, starting at 0.
+        value_head: adds a linear value head, starting at 0: True or "shared" on the last hidden state of the model
+            itself, "separate" on that of a copy of the model with parameters of its own.
+        lora: rank of LoRA adapters (Hu et al. 2022) on every linear layer, which are then all that is trained; needs
+            the package peft. 0 trains the whole model.
         device: "auto", "cpu", "cuda", "cuda:1", …
         dtype: "float32", "bfloat16", "float64" or "auto" (as stored).
         seed: of the sampling generator.
@@ -86,20 +75,26 @@ class LMPolicy:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        value_head: bool = False,
+        value_head: bool | ValueKind = False,
+        lora: int = 0,
         device: str = "auto",
         dtype: str = "float32",
         seed: int | None = None,
     ):
         check_sampling(temperature, top_k, top_p)
         self.mdp: TextMDP = env if isinstance(env, TextMDP) else env.unwrapped.mdp
+        self.name = str(model) if isinstance(model, str | Path) else None
         self.model = load_model(model, device=device, dtype=dtype)
+        if lora:
+            self.model = add_lora(self.model, lora, seed=seed or 0)
         check_vocab(self.model, self.mdp.codec)
         check_positions(self.model, self.mdp.length)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.value_head = _value_head(self.model, parameter) if value_head else None
+        self.value_model = copy.deepcopy(self.model) if value_head == "separate" else None
+        self.value_forward = None if self.value_model is None else make_forward(self.value_model)
         self.counters = Counters()
         self.decoder = IncrementalDecoder(self.model, self.counters)
         self.generator = torch.Generator(self.device)
@@ -114,8 +109,8 @@ class LMPolicy:
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimiser trains."""
-        head = [] if self.value_head is None else list(self.value_head.parameters())
-        return [p for p in self.model.parameters() if p.requires_grad] + head
+        modules = [m for m in (self.model, self.value_head, self.value_model) if m is not None]
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def act(
         self,
@@ -146,80 +141,139 @@ class LMPolicy:
             block.add(tokens.cpu().numpy(), chosen.cpu().numpy())
         return Action(block.tokens, block.logp)
 
+    def predict(
+        self, observation: dict[str, np.ndarray], *, deterministic: bool = False, action_masks: Any = None
+    ) -> np.ndarray:
+        """Action of one observation, or of a batch of them; the environment's masks are asked by itself."""
+        single = observation["input_ids"].ndim == 1
+        if single:
+            observation = {key: value[None] for key, value in observation.items()}
+        actions = self.act(observation, deterministic=deterministic).for_env
+        return actions[0] if single else actions
+
     def evaluate(
-        self, batch: Batch, *, ref_logp: Tensor | None = None, kl: str = "k3", entropy: bool = True
+        self,
+        batch: TextBatch,
+        *,
+        ref_logp: Tensor | None = None,
+        reference: Any = None,
+        kl: KLKind | Literal["exact"] = "k3",
+        entropy: bool = True,
     ) -> Evaluation:
         """Score a batch in one forward pass; differentiable.
 
         Args:
             batch: rows to score, on any device.
             ref_logp: reference log-prob of every token, [B, T] as `token_logp` gives it.
-            kl: estimator of the KL term, "k1", "k2" or "k3".
+            reference: the reference itself, which "exact" asks for its whole distribution.
+            kl: estimator of the KL term, "k1", "k2" or "k3"; or "exact", the KL over the vocabulary at each token.
             entropy: whether to compute it (it costs a pass over the vocabulary).
         """
         batch = batch.to(self.device)
-        logp, token_entropy, hidden = self._score(batch, entropy)
         index, n = batch.action_index, batch.mask.shape[1]
-        chosen = index >= 0
+        places = _Places(batch)
+        logp, values = self._read(batch, places)
+        chosen = places.spread(logp.gather(-1, places.tokens[:, None])[:, 0])
         divergence = None
-        if ref_logp is not None:
-            per_token = kl_estimate(logp, ref_logp.to(logp), kind=kl, mask=chosen)  # type: ignore[arg-type]
-            divergence = sum_by_action(per_token * chosen, index, n)
+        if kl == "exact" and reference is not None:
+            divergence = places.spread(exact_kl(logp, reference.distributions(batch)))
+        elif ref_logp is not None:
+            divergence = kl_estimate(chosen, ref_logp.to(chosen), kind=kl, mask=index >= 0)  # type: ignore[arg-type]
         return Evaluation(
-            logp=sum_by_action(logp, index, n),
-            entropy=None if token_entropy is None else sum_by_action(token_entropy, index, n),
-            values=None if self.value_head is None else self._values(hidden, index, n),
-            kl=divergence,
+            logp=sum_by_action(chosen, index, n),
+            entropy=sum_by_action(places.spread(_entropy(logp)), index, n) if entropy else None,
+            values=None if values is None else places.spread(values).gather(1, first_token(index, n)),
+            kl=None if divergence is None else sum_by_action(divergence, index, n),
             n_tokens=batch.n_tokens,
         )
 
     @torch.no_grad()
-    def token_logp(self, batch: Batch, rows_at_once: int = 0) -> Tensor:
-        """Log-prob of every chosen token, nats [B, T], 0 elsewhere; in micro-batches of at most `rows_at_once` rows."""
-        out = torch.zeros(batch.tokens.shape, dtype=torch.float32 if self.dtype != torch.float64 else self.dtype)
-        out = out.to(self.device)
+    def score(self, batch: TextBatch, rows_at_once: int = 0) -> Scored:
+        """What the policy says of a batch as it is now, in micro-batches of at most `rows_at_once` rows."""
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        token_logp = torch.zeros(batch.tokens.shape, dtype=kind, device=self.device)
+        values = torch.zeros(batch.mask.shape, dtype=kind, device=self.device) if self.value_head is not None else None
         for rows in by_length(batch.lengths, torch.arange(len(batch)), rows_at_once):
             part = batch.select(rows).to(self.device)
-            out[rows, : part.tokens.shape[1]] = self._score(part, entropy=False)[0]
-        return out
+            places = _Places(part)
+            logp, value = self._read(part, places)
+            chosen = places.spread(logp.gather(-1, places.tokens[:, None])[:, 0])
+            token_logp[rows, : chosen.shape[1]] = chosen.to(kind)
+            if values is not None and value is not None:
+                n = part.mask.shape[1]
+                values[rows, :n] = places.spread(value).gather(1, first_token(part.action_index, n)).to(kind)
+        index = batch.action_index.to(self.device)
+        return Scored(
+            logp=sum_by_action(token_logp, index, batch.mask.shape[1]),
+            values=values,
+            bootstrap=None if values is None else self._last_values(batch, values),
+            token_logp=token_logp,
+        )
+
+    def token_logp(self, batch: TextBatch, rows_at_once: int = 0) -> Tensor:
+        """Log-prob of every chosen token, nats [B, T], 0 elsewhere; without gradient."""
+        token_logp = self.score(batch, rows_at_once).token_logp
+        assert token_logp is not None
+        return token_logp
+
+    @torch.no_grad()
+    def distributions(self, batch: TextBatch) -> Tensor:
+        """Log-probs of the whole vocabulary at each chosen token, row by row, nats [m, V]; without gradient."""
+        batch = batch.to(self.device)
+        return self._read(batch, _Places(batch))[0]
 
     def save(self, folder: Path) -> None:
         """Write the model as a Hugging Face folder (safetensors) with its tokenizer, and the value head beside."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        if is_lora(self.model):
+            save_lora(self.model, folder, self.name)
+        else:
+            self.model.save_pretrained(folder, safe_serialization=True)
         self.mdp.codec.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
+        if self.value_model is not None:
+            save_model(self.value_model, str(folder / "value_model.safetensors"))
 
     def load_value_head(self, folder: Path) -> None:
         """Read the value head that `save` wrote."""
         if self.value_head is not None:
             self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
+        if self.value_model is not None:
+            load_model_weights(self.value_model, str(folder / "value_model.safetensors"))
 
-    def _score(self, batch: Batch, entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-prob [B, T] (and entropy [B, T], hidden [B, T, D]) of the batch's tokens; 0 where not chosen.
+    def _read(self, batch: TextBatch, places: _Places) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [m, V] and values [m] at the places before each chosen token; values None without a head."""
+        shared = self.value_head is not None and self.value_model is None
+        logits, hidden = self._forward(self.decoder.forward, batch, places, logits=True, hidden=shared)
+        if self.value_forward is not None:
+            hidden = self._forward(self.value_forward, batch, places, logits=False, hidden=True)[1]
+        mask = None if batch.token_mask is None else batch.token_mask[places.rows, places.of_tokens]
+        assert logits is not None
+        return self._logp(logits, mask), None if hidden is None else self._value(hidden)
 
-        The off-by-one lives here: position t - 1 predicts token t.
-        """
-        rows, places = (batch.action_index >= 0).nonzero(as_tuple=True)
+    def _forward(self, forward: Any, batch: TextBatch, places: _Places, **wanted: bool) -> tuple[Any, Any]:
         fed = max(batch.tokens.shape[1] - 1, 1)
         self.counters.forward_passes += 1
         self.counters.forward_tokens += int((batch.lengths - 1).sum())  # nothing follows a last token
-        logits, hidden = self.decoder.forward.score(
-            batch.tokens[:, :fed], rows, places - 1, hidden=self.value_head is not None
-        )
-        mask = None if batch.token_mask is None else batch.token_mask[rows, places]
-        logp = self._logp(logits, mask)
-        chosen = logp.gather(-1, batch.tokens[rows, places, None])[:, 0]
-        spread = chosen.new_zeros(batch.tokens.shape)
-        entropies = spread.index_put((rows, places), _entropy(logp)) if entropy else None
-        return spread.index_put((rows, places), chosen), entropies, hidden
+        return forward.score(batch.tokens[:, :fed], places.rows, places.before, **wanted)
 
-    def _values(self, hidden: Tensor | None, action_index: Tensor, n: int) -> Tensor:
-        """Value at the last token before each action, [B, N]."""
-        assert hidden is not None and self.value_head is not None
-        before = first_token(action_index, n) - 1
-        at = hidden.gather(1, before[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        return self.value_head(at.to(self.value_head.weight.dtype))[..., 0]
+    def _value(self, hidden: Tensor) -> Tensor:
+        assert self.value_head is not None
+        return self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0]
+
+    def _last_values(self, batch: TextBatch, values: Tensor) -> Tensor:
+        """V after the last action: of a row that an outer limit cut; an ended episode has none, 0. [B]"""
+        out = values.new_zeros(len(batch))
+        if batch.cut is None or not batch.cut.any():
+            return out
+        part = batch.select(batch.cut).to(self.device)
+        rows = torch.arange(len(part), device=self.device)
+        forward = self.value_forward or self.decoder.forward
+        hidden = forward.score(part.tokens, rows, part.lengths - 1, logits=False, hidden=True)[1]
+        self.counters.forward_passes += 1
+        self.counters.forward_tokens += int(part.lengths.sum())
+        out[batch.cut.to(self.device)] = self._value(hidden).to(out)
+        return out
 
     def _logp(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         logits = logits[..., : self.mdp.codec.vocab_size]  # a model may have more rows than its tokenizer has ids
@@ -227,50 +281,17 @@ class LMPolicy:
         return sampling_logp(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, mask=mask)
 
 
-class BlockWriter:
-    """Blocks in the making: which rows still take tokens, and what each has so far."""
+class _Places:
+    """Where a batch's chosen tokens stand, row by row; the off-by-one lives here: position t - 1 predicts token t."""
 
-    def __init__(self, mdp: TextMDP, observation: dict[str, np.ndarray], active: Any, states: Any):
-        self.mdp, n = mdp, len(observation["input_ids"])
-        self.text = observation["input_ids"].copy()
-        self.lengths = observation["attention_mask"].sum(1, dtype=np.int64)
-        self.left = mdp.max_new_tokens - observation["n_tokens"][:, 0]
-        self.tokens, self.logp = np.zeros((n, mdp.block_size), np.int64), np.zeros((n, mdp.block_size))
-        self.rows = np.arange(n) if active is None else np.flatnonzero(active)
-        self.size = 0
-        self.states: dict[int, TextState] = {}
-        if mdp.needs_state:
-            self.states = {
-                r: states[r] if states is not None else self._state(observation, r) for r in self.rows.tolist()
-            }
+    def __init__(self, batch: TextBatch):
+        self.rows, self.of_tokens = (batch.action_index >= 0).nonzero(as_tuple=True)
+        self.before, self.tokens = self.of_tokens - 1, batch.tokens[self.rows, self.of_tokens]
+        self._shape = batch.tokens.shape
 
-    def masks(self) -> Tensor | None:
-        """Allowed next tokens of the rows at work, bool [n, V]; None allows all."""
-        constraints = self.mdp.constraints
-        if not constraints:
-            return None
-        if constraints.function is None:
-            n_tokens = self.mdp.max_new_tokens - self.left[self.rows] + self.size
-            return torch.as_tensor(constraints.static_rows(n_tokens))
-        masks = [self.mdp.token_mask(self.states[r], self.tokens[r, : self.size].tolist()) for r in self.rows.tolist()]
-        return torch.as_tensor(np.stack(masks))  # type: ignore[arg-type]
-
-    def add(self, tokens: np.ndarray, logp: np.ndarray) -> None:
-        """Append one token to each row at work; rows whose block or episode is over leave."""
-        rows = self.rows
-        self.tokens[rows, self.size], self.logp[rows, self.size] = tokens, logp
-        self.size += 1
-        going = (tokens != self.mdp.eos_id) & (self.size < self.left[rows])
-        if self.size == self.mdp.block_size:
-            going[:] = False
-        if self.mdp.stop is not None:
-            going &= [not self.mdp.stop(self.states[r], self.tokens[r, : self.size].tolist()) for r in rows.tolist()]
-        self.text[rows[going], self.lengths[rows[going]]] = tokens[going]
-        self.lengths[rows[going]] += 1
-        self.rows = rows[going]
-
-    def _state(self, observation: dict[str, np.ndarray], row: int) -> TextState:
-        return self.mdp.state_of({key: value[row] for key, value in observation.items()})
+    def spread(self, per_token: Tensor) -> Tensor:
+        """[m] -> [B, T], 0 where no token was chosen."""
+        return per_token.new_zeros(self._shape).index_put((self.rows, self.of_tokens), per_token)
 
 
 def _entropy(logp: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def rollout(
         observation, rewards, terminated, truncated, info = env.step(action.for_env)
         recorder.add(active, before, action.logp, rewards, text)
         ended = active & (terminated | truncated)
-        recorder.finish(ended, info)
+        recorder.finish(ended, info, truncated & ~terminated)
         active = active & ~ended
         if progress is not None and ended.any():
             progress(int(ended.sum()))
@@ -70,6 +70,7 @@ class _Recorder:
         self.token_logp = np.zeros((rows, mdp.length))
         self.action_index = np.full((rows, mdp.length), -1)
         self.infos: list[dict[str, Any]] = [{} for _ in range(rows)]
+        self.cut = np.zeros(rows, bool)
 
     def add(self, active: np.ndarray, before: np.ndarray, logp: np.ndarray, rewards: np.ndarray, text: Any) -> None:
         """One step. The environment decides how many of a block's tokens count: those flagged as chosen."""
@@ -81,8 +82,9 @@ class _Recorder:
         self.rewards.append(np.where(active, rewards, 0.0))
         self.masks.append(active.copy())
 
-    def finish(self, ended: np.ndarray, info: dict[str, Any]) -> None:
-        """Keep the final info of rows that have ended."""
+    def finish(self, ended: np.ndarray, info: dict[str, Any], cut: np.ndarray) -> None:
+        """Keep the final info of rows that have ended, and which of them a limit has cut."""
+        self.cut |= ended & cut
         for row in np.flatnonzero(ended).tolist():
             self.infos[row] = _row_info(info, row)
 
@@ -102,6 +104,7 @@ class _Recorder:
             tokens=torch.as_tensor(text.tokens[:, :t].copy()),
             lengths=torch.as_tensor(text.lengths.copy()),
             action_index=torch.as_tensor(index.copy()),
+            cut=torch.as_tensor(self.cut),
             valid=torch.tensor(["scorer_failed" not in info for info in self.infos]),
             groups=torch.arange(self.rows) if groups is None else torch.as_tensor(groups),
             token_mask=_token_masks(self.mdp, text.states, index) if self.mdp.constraints else None,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmgym.rows import Row, check_mapping, check_text, missing_key, read_lines, short
 from llmgym.tasks.arithmetic import read_number
 from llmgym.tasks.base import SPLITS, Problem, Split, Task, check_weights, extract_answer, well_formed
 
 Scorer = Callable[[Problem, str], float | Mapping[str, float]]
-Row = tuple[str, Any]  # where it stands ("line 3 of data.jsonl"), and the row
 
 
 def normalise(text: str) -> str:
@@ -135,8 +134,7 @@ def check_options(prompt: Any, answer: Any, scorer: Any, test_fraction: Any) -> 
 
 def read_problem(where: str, row: Any, prompt: str, answer: str | None, may_be_empty: bool) -> Problem:
     """The problem of one row; columns besides prompt and answer become `data`."""
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where} must be an object with keys, got {_short(row)}")
+    check_mapping(where, row)
     question = _text(where, row, prompt)
     gold = "" if answer is None else _text(where, row, answer, may_be_empty)
     data = {key: value for key, value in row.items() if key not in (prompt, answer)}
@@ -146,19 +144,8 @@ def read_problem(where: str, row: Any, prompt: str, answer: str | None, may_be_e
 def _text(where: str, row: Mapping[str, Any], key: str, may_be_empty: bool = False) -> str:
     """The string at `key`."""
     if key not in row:
-        raise ValueError(f"{where} has no key {key!r}: it has {', '.join(map(repr, row)) or 'none'}")
-    value = row[key]
-    if not isinstance(value, str) or not (value.strip() or may_be_empty):
-        raise ValueError(f"{key!r} in {where} must be a non-empty string, got {_short(value)}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{key!r} in {where} must be valid Unicode, got the lone surrogate in {_short(value)}")
-    return value
-
-
-def _short(value: Any) -> str:
-    """A value as an error message shows it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise missing_key(where, row, key)
+    return check_text(f"{key!r} in {where}", row[key], may_be_empty)
 
 
 def from_jsonl(path: str | Path, prompt: str = "prompt", answer: str | None = "answer", **options: Any) -> DataTask:
@@ -173,32 +160,7 @@ def from_jsonl(path: str | Path, prompt: str = "prompt", answer: str | None = "a
     Raises:
         ValueError: the file is missing, empty or unreadable, or a line (given by its number) is unusable.
     """
-    return DataTask(Path(path).stem, _lines(Path(path)), prompt, answer, **options)
-
-
-def _lines(path: Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines, each with its place."""
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would also cut at U+2028, legal in JSON
-    except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: byte {error.start} is not UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
-    if not any(line.strip() for line in lines):
-        raise ValueError(f"{path} is empty: at least one line with a JSON object is needed")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"line {number} of {path}", _parse(line, f"line {number} of {path}")
-
-
-def _parse(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg}, column {error.colno}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets too deep
-        reason = str(error)
-    raise ValueError(f"{where} is not valid JSON ({reason}): {_short(line)}")
+    return DataTask(Path(path).stem, read_lines(Path(path)), prompt, answer, **options)
 
 
 def from_dataset(
@@ -242,7 +204,7 @@ def _load(dataset: Any, subset: str | None, source_split: str) -> Any:
             raise ValueError(f"source_split must be one of {', '.join(map(repr, dataset))}, got {source_split!r}")
         dataset = dataset[source_split]
     if not isinstance(dataset, datasets.Dataset):
-        raise ValueError(f"dataset must be a datasets.Dataset, a hub id or a folder, got {_short(dataset)}")
+        raise ValueError(f"dataset must be a datasets.Dataset, a hub id or a folder, got {short(dataset)}")
     return dataset
 
 
