@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from llmgym.losses import wider, zero_masked
+from llmgym.masked import wider, zero_masked
 
 Baseline = Literal["mean", "leave_one_out"]
 Scale = Literal["std", "none"]
