@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,20 @@ def check_text(name: str, value: Any, may_be_empty: bool = False) -> str:
     """`value`, if it is a string of valid Unicode, with more than white space in it unless it may be empty."""
     if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise ValueError(f"{name} must be a {'' if may_be_empty else 'non-empty '}string, got {short(value)}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name} must be valid Unicode, got the lone surrogate in {short(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a character, "\ud83d"
+        raise ValueError(f"{name} must be valid Unicode, got the lone surrogate in {short(value)}") from None
     return value
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put where it stands in front of what is said about a row: "line 3 of data.jsonl: …"."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error.__cause__
 
 
 def missing_key(where: str, row: Mapping[str, Any], key: str) -> ValueError:
