@@ -61,39 +61,43 @@ def test_discounting_by_tokens_is_the_same_in_tokens_blocks_and_one_sequence(len
 
 
 def naive_gae(rewards, values, mask, gamma, lam, bootstrap, durations, terminated, truncated, final_values):
-    """O(N²), one row, from the definition: A_t = Σ_l (Π γ^d λ) δ_{t+l} up to the end of the episode."""
-    steps = [t for t in range(len(rewards)) if mask[t]]
-    advantages = np.zeros(len(rewards))
-    for i, start in enumerate(steps):
-        weight = 1.0
-        for j in range(i, len(steps)):
-            t = steps[j]
-            if terminated[t]:
-                next_value = 0.0
-            elif truncated[t]:
-                next_value = final_values[t]
-            else:
-                next_value = values[steps[j + 1]] if j + 1 < len(steps) else bootstrap
-            discount = gamma ** durations[t]
-            reward = gamma ** (durations[t] - 1) * rewards[t]
-            advantages[start] += weight * (reward + discount * next_value - values[t])
-            weight *= discount * lam
-            if terminated[t] or truncated[t]:
-                break
+    """O(N²), from the definition: A_t = Σ_l (Π γ^d λ) δ_{t+l} up to the end of the episode; all rows at once."""
+    rows, n = mask.shape
+    advantages = np.zeros((rows, n))
+    for start in range(n):
+        weight = np.where(mask[:, start], 1.0, 0.0)
+        for t in range(start, n):
+            next_value = bootstrap
+            for later in reversed(range(t + 1, n)):
+                next_value = np.where(mask[:, later], values[:, later], next_value)
+            next_value = np.where(truncated[:, t], final_values[:, t], next_value)
+            next_value = np.where(terminated[:, t], 0.0, next_value)
+            discount, reward = gamma ** durations[:, t], gamma ** (durations[:, t] - 1) * rewards[:, t]
+            delta = reward + discount * next_value - values[:, t]
+            advantages[:, start] += np.where(mask[:, t], weight * delta, 0.0)
+            weight = np.where(mask[:, t], weight * discount * lam, weight)
+            weight = np.where(mask[:, t] & (terminated | truncated)[:, t], 0.0, weight)
     return advantages
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_gae_agrees_with_the_naive_reference_on_random_flags(seed):
-    """500 rows a seed, 2,500 patterns of padding, holes, terminations, truncations and cut fragments."""
-    rng = np.random.default_rng(seed)
-    rows, n = 500, 9
+SETTINGS = [(1.0, 1.0), (0.9, 0.95), (0.99, 0.0), (0.0, 0.5), (1.0, 0.5), (-1.0, 0.9)]  # γ and λ
+
+
+@pytest.mark.parametrize("by_tokens", [False, True])
+@pytest.mark.parametrize("seed", range(len(SETTINGS)))
+def test_gae_agrees_with_the_naive_reference_on_random_flags(seed, by_tokens):
+    """12 x 2,000 rows, more than 10,000 of which differ in padding, holes, terminations, truncations or bootstrap."""
+    rng = np.random.default_rng([seed, by_tokens])
+    rows, n = 2_000, 10
     rewards, values, final_values = rng.normal(size=(3, rows, n))
-    bootstrap, durations = rng.normal(size=rows), rng.integers(1, 5, size=(rows, n))
+    bootstrap = rng.normal(size=rows) * (rng.random(rows) < 0.5)
+    durations = rng.integers(1, 5, size=(rows, n)) if by_tokens else np.ones((rows, n), int)
     terminated, truncated = rng.random((2, rows, n)) < rng.random((2, rows, 1)) ** 2
     mask = np.arange(n) < rng.integers(0, n + 1, size=(rows, 1))
     mask &= rng.random((rows, n)) < rng.choice([0.7, 1.0], size=(rows, 1))
-    gamma, lam = [(1.0, 1.0), (0.9, 0.95), (0.99, 0.0), (0.0, 0.5), (1.0, 0.5)][seed]
+    gamma, lam = SETTINGS[seed]
+    patterns = np.hstack([mask, mask & terminated, mask & truncated & ~terminated, bootstrap[:, None] != 0])
+    assert len(np.unique(patterns, axis=0)) >= 10_000 / (2 * len(SETTINGS))
 
     def garbage(x, keep):
         return torch.tensor(np.where(keep, x, rng.choice([math.nan, math.inf, 1e30], size=x.shape)))
@@ -105,17 +109,29 @@ def test_gae_agrees_with_the_naive_reference_on_random_flags(seed):
         gamma=gamma,
         lam=lam,
         bootstrap=garbage(bootstrap, mask.any(-1)),
-        durations=torch.tensor(durations),
+        durations=torch.tensor(durations) if by_tokens else None,
         terminated=torch.tensor(terminated),
         truncated=torch.tensor(truncated),
         final_values=garbage(final_values, mask & truncated & ~terminated),
     )
-    columns = (rewards, values, mask), (bootstrap, durations, terminated, truncated, final_values)
-    naive = np.stack(
-        [naive_gae(*(c[i] for c in columns[0]), gamma, lam, *(c[i] for c in columns[1])) for i in range(rows)]
-    )
+    naive = naive_gae(rewards, values, mask, gamma, lam, bootstrap, durations, terminated, truncated, final_values)
     np.testing.assert_allclose(advantages.numpy(), naive, atol=1e-12)
     np.testing.assert_allclose(returns.numpy(), np.where(mask, naive + values, 0), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
+def test_the_smallest_batches(shape):
+    advantages, returns = gae(torch.ones(shape), torch.ones(shape), torch.ones(shape), gamma=0.5)
+    assert advantages.tolist() == torch.zeros(shape).tolist() and returns.tolist() == torch.ones(shape).tolist()
+
+
+def test_mixed_types_are_computed_in_the_wider_one():
+    rewards, values, mask, bootstrap = random_batch()
+    options = {"gamma": 0.9, "lam": 0.9, "bootstrap": bootstrap}
+    for r, v in ((rewards, values.float()), (rewards.float(), values)):
+        for mixed, wide in zip(gae(r, v, mask, **options), gae(r.double(), v.double(), mask, **options), strict=True):
+            assert mixed.dtype == torch.float64
+            torch.testing.assert_close(mixed, wide, atol=1e-14, rtol=0)
 
 
 def random_batch(seed=0, rows=6, n=5):
