@@ -1,32 +1,33 @@
-"""What every language-model agent shares: the four verbs, the collection of groups and the gradient step."""
+"""What every agent that acts shares: the four verbs, and the road from a batch to gradient steps."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from llmgym.agents.budget import Budget
+from llmgym.agents.collect import Episodes, Play
 from llmgym.agents.config import AgentConfig
-from llmgym.agents.environments import lockstep, saved_env, spec_json
-from llmgym.agents.metrics import Means, Metrics, describe, measure, postfix
-from llmgym.agents.optimizer import load_optimizer, save_optimizer
-from llmgym.batch import Batch, by_length, sum_by_action
-from llmgym.files import atomic_folder, read_json, write_json
-from llmgym.policy import Evaluation, LMPolicy
-from llmgym.rollout import rollout
+from llmgym.agents.files import load_agent, save_agent
+from llmgym.agents.learner import Learner
+from llmgym.agents.metrics import Means, Metrics, describe, describe_play, measure
+from llmgym.agents.policies import is_net, make_policy
+from llmgym.agents.reference import AdaptersOff, Reference, kl_of_actions, make_reference
+from llmgym.batch import Batch, Evaluation, Fragments, Scored, TextBatch, by_length
+from llmgym.losses import adapt_beta, masked_sum
+from llmgym.policy import LMPolicy
 
 Callback = Callable[["Agent", Metrics, Batch], bool | None]
 A = TypeVar("A", bound="Agent")
@@ -34,49 +35,70 @@ A = TypeVar("A", bound="Agent")
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a batch with what belongs to them; all but `batch` are [b, n]."""
+    """Rows to learn from with what belongs to them; all but `batch` are [b, n]."""
 
-    batch: Batch
+    batch: Any  # TextBatch, or Steps as rows of one action
     advantages: Tensor
-    old_logp: Tensor | None  # None: the first step on fresh data, where it equals the current log-prob
-    ref_logp: Tensor | None  # per token, [b, t]
+    old_logp: Tensor | None = None  # None: the first step on fresh data, where it equals the current log-prob
+    ref_logp: Tensor | None = None  # per token, [b, t]
+    returns: Tensor | None = None  # what a value should have been
+    old_values: Tensor | None = None
+
+    def select(self, rows: Tensor) -> Part:
+        """Some of the rows, with padding trimmed as `Batch.select` trims it."""
+        batch = self.batch.select(rows)
+        n, at = batch.mask.shape[1], rows.to(self.advantages.device)
+        named = {name: getattr(self, name) for name in ("advantages", "old_logp", "returns", "old_values")}
+        cut = {name: None if x is None else x[at, :n] for name, x in named.items()}
+        ref_logp = None if self.ref_logp is None else self.ref_logp[at, : batch.tokens.shape[1]]
+        return Part(batch, **cut, ref_logp=ref_logp)  # type: ignore[arg-type]
+
+    def parts(self, rows: Tensor, most_rows: int) -> list[Tensor]:
+        """`rows` in micro-batches: texts of similar length together."""
+        if isinstance(self.batch, TextBatch):
+            return by_length(self.batch.lengths, rows, most_rows)
+        return list(rows.split(most_rows)) if most_rows else [rows]
 
 
-class Agent:
+class Credit(NamedTuple):
+    """Advantages [B, N], and the returns that values are fitted to."""
+
+    advantages: Tensor
+    returns: Tensor | None = None
+
+
+class Agent(Learner):
     """A policy, an environment and a rule that updates the one from the other.
 
     Args:
-        policy: an `LMPolicy`, or what it takes as a model: "tiny", a folder, a hub id, a model object.
-        env: a text environment at any granularity, single or vector. The agent steps a vector form of its own over
-            the same MDP, with prompts x samples rows.
+        policy: an `LMPolicy`, or what it takes as a model: "tiny", a folder, a hub id, a model object. On other
+            environments than text "MlpPolicy", "CnnPolicy" or a `NetPolicy`, where the agent knows such policies.
+        env: an environment, single or vector. On text the agent steps a vector form of its own over the same MDP,
+            with prompts x samples rows; elsewhere a single environment is rebuilt as a vector one from its spec.
+        reference: model of the KL term, on text; by default the policy's model as it is now, frozen (with LoRA, the
+            base model). Without `beta` there is none.
         **config: fields of the agent's config class; an unknown name raises TypeError.
     """
 
-    config_class: ClassVar[type[AgentConfig]]
+    config_class: ClassVar[type[AgentConfig]] = AgentConfig
+    config: AgentConfig
+    plays_any_environment: ClassVar[bool] = False
 
-    def __init__(self, policy: Any, env: gym.Env | VectorEnv, **config: Any):
-        self.config = self.config_class(**config)
+    def __init__(self, policy: Any, env: gym.Env | VectorEnv, *, reference: Any = None, **config: Any):
+        text = not is_net(policy)
+        self.config = self.config_class(**config).resolved(text)
         self.env = env
-        self.venv = lockstep(env, self.config.prompts * self.config.samples)
-        self.mdp = self.venv.mdp
-        if isinstance(policy, LMPolicy):
-            self.config = _with_settings_of(policy, self.config, config)
-        self.policy = policy if isinstance(policy, LMPolicy) else self._make_policy(policy)
-        if self._needs_values() and self.policy.value_head is None:
-            raise ValueError("baseline='value' needs a policy with a value head: LMPolicy(..., value_head=True)")
-        if self.policy.top_k or self.policy.top_p < 1:
-            raise ValueError(
-                f"training needs top_k=0 and top_p=1 (the support of the behaviour policy must not move), "
-                f"got top_k={self.policy.top_k}, top_p={self.policy.top_p}"
-            )
-        self.rng = np.random.default_rng(self.config.seed)
+        self.collector = self._collector(env, text)
+        self.venv = self.collector.venv
+        self.mdp = getattr(self.collector, "mdp", None)
+        policy, self.config = make_policy(policy, self.mdp or self.venv, self.config, config, self._needs_values())
+        self._prepare(policy)
         if self.config.seed is not None:
             self.policy.seed(self.config.seed)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.config.learning_rate, weight_decay=0.0, fused=True
-        )
-        self.num_timesteps = 0
         self.dropped_rows = 0
+        self.beta = self.config.beta
+        self.reference = self._reference(reference) if self.beta > 0 else None
+        self.episodes: deque[tuple[float, float]] = deque(maxlen=100)  # return and length of the last ones, in play
 
     # The four verbs.
 
@@ -93,54 +115,38 @@ class Agent:
 
         Args:
             total_timesteps: actions taken, over all rows.
-            total_tokens: tokens sampled.
+            total_tokens: tokens sampled, on text.
             max_seconds: wall clock; no step is begun that the last one's duration says would end later.
             callback: called as `callback(agent, metrics, batch)` after every update; False ends training.
             progress_bar: shows one; by default when `verbose` is 1.
         """
-        budget = Budget(self, total_timesteps, total_tokens, max_seconds)
-        show = self.config.verbose > 0 if progress_bar is None else progress_bar
-        with tqdm(total=1.0, bar_format=_BAR, disable=not show) as bar:
-            while not budget.spent():
-                started = time.perf_counter()
-                sampled = self.policy.counters.sampled_tokens
-                batch = self.collect()
-                collected = time.perf_counter()
-                self._set_learning_rate(budget.fraction())
-                metrics = self.update(batch)
-                seconds = time.perf_counter() - started
-                sampled = self.policy.counters.sampled_tokens - sampled
-                metrics |= {"seconds": seconds, "seconds_sampling": collected - started}
-                metrics |= {"tokens_per_second": sampled / seconds, "timesteps": self.num_timesteps}
-                metrics |= self.policy.counters.as_dict()
-                bar.set_postfix_str(postfix(metrics), refresh=False)
-                bar.update(budget.fraction() - bar.n)
-                if callback is not None and callback(self, metrics, batch) is False:
-                    break
+        if total_tokens is not None and self.mdp is None:
+            raise ValueError(f"total_tokens is a budget on text, this environment has none: got {total_tokens}")
+        self._loop(Budget(self, total_timesteps, total_tokens, max_seconds), self._iterate, callback, progress_bar)
         return self
 
     def predict(
         self,
-        observation: dict[str, np.ndarray],
+        observation: Any,
         state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[Any, Any]:
-        """Action of one observation or of a batch of them, and `state` unchanged (the policy has none)."""
-        single = observation["input_ids"].ndim == 1
-        if single:
-            observation = {key: value[None] for key, value in observation.items()}
-        actions = self.policy.act(observation, deterministic=deterministic).for_env
-        return (actions[0] if single else actions), state
+        """Action of one observation or of a batch of them, and `state` unchanged (the policy has none).
+
+        Args:
+            observation: as the environment, single or vector, gives it.
+            state: handed through, as stable-baselines3's `evaluate_policy` expects.
+            episode_start: not needed.
+            deterministic: the most probable action instead of a sampled one.
+            action_masks: legal actions where the environment has masks, bool; on text it is asked by itself.
+        """
+        return self.policy.predict(observation, deterministic=deterministic, action_masks=action_masks), state
 
     def save(self, path: str | Path) -> None:
-        """Write a Hugging Face folder (model, tokenizer) with the agent's state beside; replaced in one step."""
-        with atomic_folder(path) as folder:
-            self.policy.save(folder)
-            save_optimizer(self.optimizer, folder / "optimizer.safetensors")
-            save_file({"generator": self.policy.generator.get_state()}, folder / "sampling.safetensors")
-            self._save_more(folder)
-            write_json(folder / "agent.json", self._description())
+        """Write the policy (a Hugging Face folder, on text) with the agent's state beside; replaced in one step."""
+        save_agent(self, path)
 
     @classmethod
     def load(cls: type[A], path: str | Path, env: gym.Env | VectorEnv | None = None, **config: Any) -> A:
@@ -154,164 +160,210 @@ class Agent:
         Raises:
             ValueError: no such folder, another agent's folder, or no environment to be had.
         """
-        folder = Path(path)
-        if not (folder / "agent.json").is_file():
-            raise ValueError(f"{str(path)!r} is no folder that an agent saved: agent.json is missing")
-        saved = read_json(folder / "agent.json")
-        if saved["agent"] != cls.__name__:
-            raise ValueError(f"{str(path)!r} holds a {saved['agent']}, load it with {saved['agent']}.load")
-        agent = cls(str(folder), env or saved_env(saved, path), **(saved["config"] | config))
-        agent.policy.load_value_head(folder)
-        load_optimizer(agent.optimizer, folder / "optimizer.safetensors")
-        agent._load_more(folder)
-        agent._restore(saved, load_file(folder / "sampling.safetensors")["generator"])
-        return agent
+        return load_agent(cls, path, env, config)
 
     # What an update is made of.
 
-    def collect(self) -> Batch:
-        """`samples` completions of each of `prompts` problems drawn from the task's training split."""
-        problems = [self.mdp.task.problem(self.rng, self.mdp.split) for _ in range(self.config.prompts)]  # type: ignore[arg-type]
-        rows = [p for p in problems for _ in range(self.config.samples)]
-        groups = np.repeat(np.arange(self.config.prompts), self.config.samples).tolist()
-        batch = rollout(self.venv, self.policy, rows, groups=groups, seed=int(self.rng.integers(2**31)))
+    def collect(self) -> Any:
+        """The next batch: a `TextBatch` of episodes, or `Fragments` of play."""
+        batch = self.collector.collect(self.policy, self.rng)
         self.num_timesteps += int(batch.mask.sum())
         return batch
 
-    def update(self, batch: Batch) -> Metrics:
+    def update(self, batch: Any) -> Metrics:
         """Learn from one batch; rows whose scorer failed are dropped and counted."""
-        self.dropped_rows += int((~batch.valid).sum())
-        batch = batch.select(batch.valid).to(self.policy.device)
-        metrics = describe(batch) | {"dropped_rows": float(self.dropped_rows)}
+        if isinstance(batch, TextBatch):
+            self.dropped_rows += int((~batch.valid).sum())
+            batch = batch.select(batch.valid)
+        metrics = self._describe(batch)
         if not len(batch):
             warnings.warn("every row of the batch was dropped: its scorer failed", RuntimeWarning, stacklevel=2)
             return metrics
-        if metrics["truncated"] == 1.0:
-            warn_once(self, "every completion ran into max_new_tokens: none ended by itself")
-        advantages = self.advantages(batch, metrics)
-        return metrics | self._optimize(batch, advantages)
+        batch = batch.to(self.policy.device)
+        scored = self.policy.score(batch, self.config.micro_batch_rows) if self._needs_score() else None
+        batch = self._penalised(batch, scored, metrics)
+        credit = self.credit(batch, scored, metrics)
+        metrics |= self._optimize(self._part(batch, credit, scored))
+        self._adapt_beta(batch, metrics)
+        return metrics
 
     def advantages(self, batch: Batch, metrics: Metrics) -> Tensor:
         """[B, N] advantages of a batch; may add to `metrics`."""
         raise NotImplementedError
 
-    def loss(self, part: Part, evaluation: Evaluation, old_logp: Tensor, denominator: Tensor) -> tuple[Tensor, Metrics]:
+    def credit(self, batch: Any, scored: Scored | None, metrics: Metrics) -> Credit:
+        """Advantages, and returns where values are learnt from them; without values, `advantages` alone."""
+        return Credit(self.advantages(batch, metrics))
+
+    def loss(
+        self, part: Part, evaluation: Evaluation, old_logp: Tensor, denominator: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Loss of some rows, as a share of the whole minibatch given by `denominator`, and metrics to average."""
         raise NotImplementedError
 
     def denominator(self, batch: Batch) -> Tensor:
-        """What the losses of all micro-batches of a minibatch are divided by."""
-        raise NotImplementedError
+        """What the losses of all micro-batches of a minibatch are divided by, as the config's `normalize` says.
+
+        Actions; or rows; or, for "constant", rows times the most actions that a row can have.
+        """
+        normalize = getattr(self.config, "normalize", "actions")
+        if normalize == "actions":
+            return batch.mask.sum()
+        rows = batch.mask.any(1).sum()
+        most = 1 if self.mdp is None else -(-self.mdp.max_new_tokens // self.mdp.block_size)
+        return rows * most if normalize == "constant" else rows
 
     def reference_logp(self, batch: Batch) -> Tensor | None:
-        """Reference log-prob of every token [B, T]; None without a reference."""
-        return None
+        """Log-prob of every token under the reference where the loss needs it, [B, T]; else None."""
+        if self.reference is None or self.config.kl_in == "reward" or self.config.kl == "exact":
+            return None
+        assert isinstance(batch, TextBatch)
+        return self.reference.token_logp(batch, self.config.micro_batch_rows)
 
-    def _set_learning_rate(self, spent: float) -> None:
-        """`spent`: share of the budget that is behind us, in [0, 1]."""
-        share = 1.0 - spent if self.config.schedule == "linear" else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * share
+    @property
+    def kl_options(self) -> dict[str, Any]:
+        """How `policy.evaluate` forms the KL of the loss."""
+        exact = self.reference is not None and self.config.kl == "exact" and self.config.kl_in == "loss"
+        return {"kl": self.config.kl, "reference": self.reference if exact else None}
 
-    def _optimize(self, batch: Batch, advantages: Tensor) -> Metrics:
-        config, totals = self.config, Means()
-        ref_logp = self.reference_logp(batch)
-        # One step on fresh data needs no scoring pass: there the log-prob before the step is the current one.
-        single = config.epochs == config.minibatches == 1
-        old_logp = None if single else self._old_logp(batch)
+    def _iterate(self, budget: Budget) -> tuple[Metrics, Any]:
+        counters = self.policy.counters
+        sampled, steps, started = counters.sampled_tokens, self.num_timesteps, time.perf_counter()
+        batch = self.collect()
+        collected = time.perf_counter()
+        self._set_learning_rate(budget.fraction())
+        metrics = self.update(batch)
+        seconds = time.perf_counter() - started
+        metrics["seconds_sampling"] = collected - started
+        if isinstance(batch, TextBatch):
+            metrics["tokens_per_second"] = (counters.sampled_tokens - sampled) / seconds
+        else:
+            metrics["steps_per_second"] = (self.num_timesteps - steps) / seconds
+        return metrics | counters.as_dict(), batch
+
+    def _describe(self, batch: Any) -> Metrics:
+        if isinstance(batch, Fragments):
+            self.episodes.extend(zip(batch.episode_returns.tolist(), batch.episode_lengths.tolist(), strict=True))
+            return describe_play(batch, self.episodes)
+        metrics = describe(batch) | {"dropped_rows": float(self.dropped_rows)}
+        if metrics["truncated"] == 1.0:
+            self.warn_once("every completion ran into max_new_tokens: none ended by itself")
+        return metrics
+
+    def _penalised(self, batch: Any, scored: Scored | None, metrics: Metrics) -> Any:
+        """The batch with β KL taken off the rewards, where the config puts it there."""
+        c = self.config
+        if self.reference is None or c.kl_in == "loss":
+            return batch
+        assert scored is not None
+        kl = kl_of_actions(self.policy, self.reference, batch, c.kl, scored, c.micro_batch_rows)
+        tokens = masked_sum(batch.n_tokens, batch.mask).clamp(min=1)
+        metrics["kl"] = float(masked_sum(kl, batch.mask) / tokens)
+        metrics["penalised_reward"] = metrics["reward"] - self.beta * float(masked_sum(kl, batch.mask)) / len(batch)
+        return replace(batch, rewards=batch.rewards - self.beta * kl)
+
+    def _part(self, batch: Any, credit: Credit, scored: Scored | None) -> Part:
+        """Everything an update needs, by rows that minibatches may be made of."""
+        # One step on fresh data needs no old log-prob: there it is the current one.
+        single = self.config.epochs == self.config.minibatches == 1
+        old_logp = None if single or scored is None else scored.logp
+        named = {"advantages": credit.advantages, "returns": credit.returns, "old_logp": old_logp}
+        named["old_values"] = None if scored is None else scored.values
+        if isinstance(batch, Fragments):
+            flat = {name: None if x is None else batch.each(x) for name, x in named.items()}
+            return Part(batch.steps(), **flat)  # type: ignore[arg-type]
+        return Part(batch, **named, ref_logp=self.reference_logp(batch))  # type: ignore[arg-type]
+
+    def _optimize(self, whole: Part) -> Metrics:
+        config, totals, rows = self.config, Means(), len(whole.batch)
+        limit = 1.5 * (getattr(config, "target_kl", None) or np.inf)
         generator = torch.Generator().manual_seed(int(self.rng.integers(2**31)))
+        assert config.epochs is not None and config.minibatches is not None
         for _ in range(config.epochs):
-            order = (
-                torch.randperm(len(batch), generator=generator) if config.minibatches > 1 else torch.arange(len(batch))
-            )
-            for rows in order.chunk(config.minibatches):
-                self._step(batch, rows, advantages, old_logp, ref_logp, totals)
+            order = torch.randperm(rows, generator=generator) if config.minibatches > 1 else torch.arange(rows)
+            for chosen in order.chunk(config.minibatches):
+                if not self._step(whole, chosen, totals, limit):
+                    return totals.mean() | {"stopped_early": 1.0}
         return totals.mean()
 
-    def _step(self, batch, rows, advantages, old_logp, ref_logp, totals: Means) -> None:
-        """One optimiser step over `rows`, summed over micro-batches."""
-        self.optimizer.zero_grad(set_to_none=True)
-        denominator = self.denominator(batch.select(rows))
-        for micro in by_length(batch.lengths, rows, self.config.micro_batch_rows):
-            part = _part(batch, micro, advantages, old_logp, ref_logp)
-            evaluation = self.policy.evaluate(part.batch, ref_logp=part.ref_logp, kl=getattr(self.config, "kl", "k3"))
-            before = evaluation.logp.detach() if part.old_logp is None else part.old_logp
-            loss, metrics = self.loss(part, evaluation, before, denominator)
-            loss.backward()
-            totals.add(len(micro), metrics | measure(part.batch, evaluation, before))
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm or torch.inf)
-        totals.add(len(rows), {"grad_norm": float(norm)})
-        self.optimizer.step()
+    def _step(self, whole: Part, rows: Tensor, totals: Means, limit: float) -> bool:
+        denominator = self.denominator(whole.batch.select(rows))
 
-    def _old_logp(self, batch: Batch) -> Tensor:
-        tokens = self.policy.token_logp(batch, self.config.micro_batch_rows)
-        return sum_by_action(tokens, batch.action_index, batch.mask.shape[1])
+        def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            part = whole.select(micro)
+            evaluation = self._evaluate(part)
+            old_logp = evaluation.logp.detach() if part.old_logp is None else part.old_logp
+            value, metrics = self.loss(part, evaluation, old_logp, denominator)
+            return value, metrics | measure(part.batch, evaluation, old_logp)
 
-    def _make_policy(self, model: Any) -> LMPolicy:
+        return self._gradient_step(whole.parts(rows, self.config.micro_batch_rows), loss, totals, limit)
+
+    def _evaluate(self, part: Part) -> Evaluation:
+        if not isinstance(part.batch, TextBatch):
+            return self.policy.evaluate(part.batch)
+        return self.policy.evaluate(part.batch, ref_logp=part.ref_logp, **self.kl_options)
+
+    def _adapt_beta(self, batch: Any, metrics: Metrics) -> None:
         c = self.config
-        return LMPolicy(
-            model,
-            self.mdp,
-            temperature=c.temperature,
-            value_head=self._needs_values(),
-            device=c.device,
-            dtype=c.dtype,
-            seed=c.seed,
-        )
+        if c.kl_target is None or "kl" not in metrics:
+            return
+        metrics["beta"] = self.beta
+        episode_kl = metrics["kl"] * metrics["length"]
+        self.beta = adapt_beta(self.beta, episode_kl, c.kl_target, horizon=c.kl_horizon, n=len(batch))
 
-    def _needs_values(self) -> bool:
+    def _collector(self, env: Any, text: bool) -> Episodes | Play:
+        if text:
+            return Episodes(env, self.config)
+        if not self.plays_any_environment:
+            raise ValueError(f"{type(self).__name__} acts on text environments, with a language model as its policy")
+        if self.config.beta > 0:
+            raise ValueError(f"beta must be 0 without a language model, got {self.config.beta}")
+        return self._play(env)
+
+    def _play(self, env: Any) -> Play:
+        raise NotImplementedError
+
+    def _reference(self, given: Any) -> Reference:
+        """The frozen reference; the policy's own model in its place would make every KL 0."""
+        if given is not None and getattr(given, "model", given) is self.policy.model:
+            self.warn_once("the reference is the policy's own model: its KL would always be 0, a frozen copy is used")
+            given = None
+        return make_reference(self.policy, given)
+
+    def _needs_values(self) -> Any:
+        """False, or which value head the policy needs."""
         return False
 
+    def _needs_score(self) -> bool:
+        """Whether the policy must be asked before the first step."""
+        single = self.config.epochs == self.config.minibatches == 1
+        return not single or (self.reference is not None and self.config.kl_in == "reward")
+
+    # Files: what `save` writes beside the policy, and its way back.
+
     def _description(self) -> dict[str, Any]:
-        spec = getattr(self.env, "spec", None)
         return {
-            "agent": type(self).__name__,
             "config": dataclasses.asdict(self.config),
-            "env": None if spec is None else spec_json(spec),
             "num_timesteps": self.num_timesteps,
             "dropped_rows": self.dropped_rows,
+            "beta": self.beta,
             "counters": self.policy.counters.as_dict(),
             "rng": self.rng.bit_generator.state,
         }
 
-    def _restore(self, saved: dict[str, Any], generator: Tensor) -> None:
+    def _restore(self, saved: dict[str, Any]) -> None:
         """Take over what `_description` wrote: training goes on as if it had not stopped."""
         self.num_timesteps, self.dropped_rows = saved["num_timesteps"], saved["dropped_rows"]
+        self.beta = saved.get("beta", self.beta)
         vars(self.policy.counters).update(saved["counters"])
         self.rng.bit_generator.state = saved["rng"]
-        if generator.shape == self.policy.generator.get_state().shape:  # CPU and CUDA generators differ
-            self.policy.generator.set_state(generator)
 
     def _save_more(self, folder: Path) -> None:
-        """Hook: files beyond policy and optimiser."""
+        """Files beyond policy and optimiser: the reference."""
+        if isinstance(self.reference, LMPolicy):
+            self.reference.model.save_pretrained(folder / "reference", safe_serialization=True)
 
     def _load_more(self, folder: Path) -> None:
-        """Hook: the counterpart of `_save_more`."""
-
-
-_BAR = "{percentage:3.0f}%|{bar:20}| {elapsed} {postfix}"
-
-
-def _part(batch: Batch, rows: Tensor, advantages: Tensor, old_logp: Tensor | None, ref_logp: Tensor | None) -> Part:
-    part = batch.select(rows)
-    n, t = part.mask.shape[1], part.tokens.shape[1]
-    at = rows.to(advantages.device)
-    old = None if old_logp is None else old_logp[at, :n]
-    return Part(part, advantages[at, :n], old, None if ref_logp is None else ref_logp[at, :t])
-
-
-def warn_once(agent: Agent, sentence: str) -> None:
-    """Warn of something the first time an agent meets it."""
-    said = agent.__dict__.setdefault("_said", set())
-    if sentence not in said:
-        said.add(sentence)
-        warnings.warn(sentence, RuntimeWarning, stacklevel=3)
-
-
-def _with_settings_of(policy: LMPolicy, config: Any, given: dict[str, Any]) -> Any:
-    """`config` with what a ready policy brings along; asking for something else is refused, not ignored."""
-    own = {"temperature": policy.temperature, "dtype": str(policy.dtype).removeprefix("torch.")}
-    for name, value in (own | {"device": str(policy.device)}).items():
-        if name in given and given[name] not in (value, "auto", str(value).split(":")[0]):
-            raise ValueError(f"{name} is a setting of the policy that was given, {value!r}: got {given[name]!r}")
-    return dataclasses.replace(config, **own)
+        """The counterpart of `_save_more`; adapters that are switched off need no file."""
+        if self.reference is not None and not isinstance(self.reference, AdaptersOff):
+            self.reference = make_reference(self.policy, str(folder / "reference"))

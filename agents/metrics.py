@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
 
-from llmgym.batch import Batch
+from llmgym.batch import Batch, Evaluation, Fragments, TextBatch
 from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum
-from llmgym.policy import Evaluation
 
 Metrics = dict[str, float]
 
@@ -15,21 +19,27 @@ class Means:
     """Weighted means of metrics."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Any] = {}
         self.weights: dict[str, float] = {}
 
-    def add(self, weight: float, metrics: Metrics) -> None:
-        """Count `metrics` with `weight`."""
+    def add(self, weight: float, metrics: dict[str, Any]) -> None:
+        """Count `metrics`, numbers or tensors of one, with `weight`."""
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + weight * float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + weight * value
             self.weights[name] = self.weights.get(name, 0.0) + weight
 
     def mean(self) -> Metrics:
         """Each metric's weighted mean."""
-        return {name: total / self.weights[name] for name, total in self.sums.items()}
+        return {name: float(total) / self.weights[name] for name, total in self.sums.items()}
 
 
-def describe(batch: Batch) -> Metrics:
+def describe_play(batch: Fragments, episodes: Sequence[tuple[float, float]]) -> Metrics:
+    """Mean return and length of the last episodes that ended; NaN before the first has."""
+    means = np.mean(episodes, 0) if episodes else (np.nan, np.nan)
+    return {"reward": float(means[0]), "length": float(means[1]), "episodes": float(len(batch.episode_returns))}
+
+
+def describe(batch: TextBatch) -> Metrics:
     """What happened, before learning from it; 0 everywhere for no rows."""
     ends = [info.get("finish_reason") for info in batch.infos]
     rows = max(len(batch), 1)
@@ -47,24 +57,42 @@ def describe(batch: Batch) -> Metrics:
     return metrics
 
 
-def measure(batch: Batch, evaluation: Evaluation, old_logp: Tensor) -> Metrics:
-    """How far policy, behaviour and reference are apart, per token."""
+def measure(batch: Batch, evaluation: Evaluation, old_logp: Tensor) -> dict[str, Any]:
+    """How far policy, behaviour and reference are apart, per token (an action that is no text counts as one)."""
     mask = batch.mask
     tokens = masked_sum(batch.n_tokens, mask).clamp(min=1)
     ratio = (evaluation.logp.detach() - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    metrics = {
-        "behaviour_gap": float(masked_sum((old_logp - batch.logp).abs(), mask) / tokens),
-        "ratio": float(masked_mean(ratio, mask)),
-    }
-    if evaluation.entropy is not None:
-        metrics["entropy"] = float(masked_sum(evaluation.entropy.detach(), mask) / tokens)
-    if evaluation.kl is not None:
-        metrics["kl"] = float(masked_sum(evaluation.kl.detach(), mask) / tokens)
+    metrics = {"behaviour_gap": masked_sum((old_logp - batch.logp).abs(), mask) / tokens}
+    metrics["ratio"] = masked_mean(ratio, mask)
+    for name, value in (("entropy", evaluation.entropy), ("kl", evaluation.kl)):
+        if value is not None:
+            metrics[name] = masked_sum(value.detach(), mask) / tokens
     return metrics
+
+
+@torch.no_grad()
+def moved(
+    logp: Tensor, old_logp: Tensor, mask: Tensor, clip: float, clip_high: float | None, n_tokens: Tensor | None = None
+) -> dict[str, Any]:
+    """How far the policy has moved since it sampled: share of clipped actions, and KL(π_old, π).
+
+    The KL is the k3 estimate of Schulman 2020 over actions sampled from π_old, nats an action.
+    """
+    log_ratio = (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    away = (log_ratio if n_tokens is None else log_ratio / n_tokens.clamp(min=1)).expm1()
+    clipped = (away > (clip if clip_high is None else clip_high)) | (away < -clip)
+    change = log_ratio.expm1()
+    return {
+        "clip_fraction": masked_mean(clipped.float(), mask),
+        "approx_kl": masked_mean(change - log_ratio, mask),
+    }
 
 
 def postfix(metrics: Metrics) -> str:
     """What the progress bar shows."""
-    shown = [f"reward {metrics['reward']:.3f}", f"accuracy {metrics['accuracy']:.1%}"]
-    shown += [f"{name} {metrics[name]:.3f}" for name in ("kl", "entropy") if name in metrics]
-    return "  ".join([*shown, f"length {metrics['length']:.1f}", f"{metrics['tokens_per_second']:,.0f} tok/s"])
+    digits = {"reward": ".3f", "accuracy": ".1%", "kl": ".3f", "entropy": ".3f", "length": ".1f"}
+    shown = [f"{name} {metrics[name]:{form}}" for name, form in digits.items() if name in metrics]
+    for name, unit in (("tokens_per_second", "tok/s"), ("steps_per_second", "steps/s")):
+        if name in metrics:
+            return "  ".join([*shown, f"{metrics[name]:,.0f} {unit}"])
+    return "  ".join(shown)

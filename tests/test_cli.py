@@ -269,7 +269,7 @@ BAD_INPUT = {
     "train grpo --eval-problems 0": "eval_problems must be above 0, got 0",
     "train grpo --threads 0": "threads must be above 0, got 0",
     "train grpo --learning-rate much": "--learning-rate",
-    "train grpo --kl k7": "invalid choice 'k7' for argument '--kl'. Expected one of ('k1', 'k2', 'k3')",
+    "train grpo --kl k7": "invalid choice 'k7' for argument '--kl'. Expected one of ('k1', 'k2', 'k3', 'exact')",
     "train grpo --verbos 1": "--verbos, 1, perhaps you meant --verbose",
     "train grpo --out full": "'full' is a folder with files in it",
     "train grpo --out bad.jsonl": "'bad.jsonl' is a file",

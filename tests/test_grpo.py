@@ -430,7 +430,7 @@ def test_the_default_reference_is_a_frozen_copy_at_the_same_temperature():
         ({"beta": -0.1}, "beta must be at least 0, got -0.1"),
         ({"clip": 0.0}, "clip must be above 0, got 0.0"),
         ({"clip_high": -0.2}, "clip_high must be above 0, got -0.2"),
-        ({"kl": "k4"}, "kl must be one of 'k1', 'k2', 'k3', got 'k4'"),
+        ({"kl": "k4"}, "kl must be one of 'k1', 'k2', 'k3', 'exact', got 'k4'"),
         ({"scale": "mad"}, "scale must be one of 'std', 'none', got 'mad'"),
         ({"baseline": "value"}, "baseline must be one of 'mean', 'leave_one_out', got 'value'"),
         ({"normalize": None}, "normalize must be one of 'rows', 'actions', 'constant', got None"),

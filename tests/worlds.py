@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from llmgym.agents.base import Part
-from llmgym.batch import Batch
+from llmgym.batch import TextBatch
 from llmgym.envs import VectorTextEnv
 from llmgym.oracle import Oracle
 from llmgym.policy import Action, LMPolicy
@@ -127,7 +127,7 @@ class Bigram(nn.Module):
         return type("Output", (), {"logits": scores[:, logits_to_keep], "hidden_states": (scores,)})()
 
 
-def every_episode(agent: Any, problem: Problem) -> tuple[Oracle, Batch]:
+def every_episode(agent: Any, problem: Problem) -> tuple[Oracle, TextBatch]:
     """All episodes of an agent's world: the oracle, and the batch that its environment makes of them."""
     oracle = Oracle(agent.mdp, problem, agent.policy)
     streams = [[t for step in e for t in step.tokens] for e in oracle.episodes]
@@ -135,14 +135,14 @@ def every_episode(agent: Any, problem: Problem) -> tuple[Oracle, Batch]:
     return oracle, rollout(env, Scripted(env, streams), [problem] * len(streams), groups=[0] * len(streams))
 
 
-def expected_gradient(agent: Any, oracle: Oracle, batch: Batch, size: int) -> list[torch.Tensor]:
+def expected_gradient(agent: Any, oracle: Oracle, batch: TextBatch, size: int) -> list[torch.Tensor]:
     """E[∇loss] of the agent's own advantages and loss over `size` independent episodes, without sampling.
 
     The loss is differentiated for every tuple of episodes at what `evaluate` says, weighted by its probability.
     """
     p, parameters = oracle.logp().exp().tolist(), agent.policy.parameters()
     evaluation = agent.policy.evaluate(
-        batch, ref_logp=agent.reference_logp(batch), kl=getattr(agent.config, "kl", "k3")
+        batch, ref_logp=agent.reference_logp(batch), **agent.kl_options
     )
     names = [n for n in ("logp", "entropy", "values", "kl") if getattr(evaluation, n) is not None]
     totals = {name: torch.zeros_like(getattr(evaluation, name)) for name in names}
