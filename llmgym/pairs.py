@@ -39,6 +39,11 @@ class Pair:
         _check_texts({"first": self.first, "second": self.second})
         _check_flags({"first_finished": self.first_finished, "second_finished": self.second_finished})
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What the pair is known by: the prompt and the two texts, in either order."""
+        return self.problem.prompt, *sorted((self.first, self.second))  # type: ignore[return-value]
+
     def preference(self, label: Label) -> Preference | None:
         """What `label` makes of the pair: None for "skip".
 
