@@ -1,4 +1,4 @@
-"""The command `llmgym`: `llmgym train AGENT` and `llmgym eval`.
+"""The command `llmgym`: `llmgym train AGENT`, `llmgym eval` and `llmgym label`.
 
 Bad input ends in one sentence on stderr and exit code 2, Ctrl-C in exit code 130.
 """
@@ -20,6 +20,7 @@ commands:
   train grpo        train with group relative policy optimisation
   train reinforce   train with the Monte-Carlo policy gradient
   eval              score a policy on held-out problems
+  label             say which of two completions is better: a person, a rule or a file
 
 llmgym COMMAND --help explains every option; llmgym --version prints the version.
 """
@@ -49,11 +50,11 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command == "eval":
-        return _run("llmgym.commands.eval")(rest)
+    elif command in ("eval", "label"):
+        return _run(f"llmgym.commands.{command}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        raise ValueError(f"{named}: choose train or eval (llmgym --help)")
+        raise ValueError(f"{named}: choose train, eval or label (llmgym --help)")
     return 0
 
 

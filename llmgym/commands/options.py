@@ -55,7 +55,7 @@ class EnvOptions:
             env = gym.make(
                 env_id,
                 task=self.task,
-                task_options=_json_object(self.task_options),
+                task_options=json_object(self.task_options),
                 tokenizer=tokenizer,
                 split=split,
                 max_prompt_tokens=self.max_prompt_tokens,
@@ -137,7 +137,7 @@ def plain_warnings() -> Iterator[None]:
         yield
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
