@@ -41,6 +41,7 @@ def finite_differences(loss, x, h=1e-6):
 
 # Every [B, N] loss as a function of one tensor with a gradient and of the tensors that are data.
 MASKED_LOSSES = {
+    "sft": lambda x, a, b, mask, **kw: losses.sft_loss(x, mask, **kw),
     "reinforce": lambda x, a, b, mask, **kw: losses.reinforce_loss(x, a, mask, **kw),
     "ppo": lambda x, a, b, mask, **kw: losses.ppo_loss(x, b, a, mask, clip=0.2, **kw),
     "ppo clip-higher": lambda x, a, b, mask, **kw: losses.ppo_loss(x, b, a, mask, clip=0.2, clip_high=0.3, **kw),
@@ -200,21 +201,6 @@ def weights(normalize, mask):
     return 7 * mask.sum(-1, keepdim=True).clamp(min=1) if normalize == "rows" else 7
 
 
-@each_normalize
-def test_gradient_coefficient_of_grpo(normalize):
-    logp, advantages, ref_logp = inputs()
-    mask, beta = ragged(), 0.3
-
-    def loss(x):
-        kl = losses.kl_estimate(x, ref_logp, "k3")
-        kwargs = {"normalize": normalize, "denominator": 7, "kl": kl, "beta": beta}
-        return losses.grpo_loss(x, logp, advantages, mask, clip=0.2, **kwargs)
-
-    coefficient = advantages + beta * (torch.exp(ref_logp - logp) - 1)
-    expected = torch.where(mask, -coefficient, 0) / weights(normalize, mask)
-    torch.testing.assert_close(gradient(loss, logp), expected)
-
-
 @pytest.mark.parametrize(
     "ratio, advantage, loss, slope",  # clip 0.2 below, 0.3 above; slope = d loss / d logp
     [
@@ -235,6 +221,13 @@ def test_clipping(ratio, advantage, loss, slope):
     logp = math.log(ratio) * one
     torch.testing.assert_close(ppo(logp), torch.tensor(loss, dtype=torch.float64))
     torch.testing.assert_close(gradient(ppo, logp), slope * one)
+
+
+@pytest.mark.parametrize("clip", [1.0, 1.5])
+def test_a_clip_of_one_or_more_has_no_lower_end(clip):
+    logp, advantages = torch.full((1, 1), -5.0), torch.tensor([[-2.0]])
+    slope = gradient(lambda x: losses.ppo_loss(x, 0 * x, advantages, logp < 0, clip=clip), logp)
+    torch.testing.assert_close(slope, torch.full((1, 1), 2 * math.exp(-5)))
 
 
 def test_length_normalised_ratio_of_gspo():
@@ -267,7 +260,14 @@ def test_half_precision_is_computed_in_float32():
     loss = losses.ppo_loss(x, b, a, ragged(), clip=0.2)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, losses.ppo_loss(x.float(), b.float(), a.float(), ragged(), clip=0.2))
-    assert losses.kl_estimate(x, b, "k3").dtype == losses.exact_kl(x, b).dtype == torch.float32
+
+
+def test_sft_is_the_cross_entropy_of_the_tokens_that_count():
+    logits, tokens, mask = draw(B, N, 7), torch.arange(B * N).view(B, N) % 7, ragged()
+    logp = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    expected = torch.nn.functional.cross_entropy(logits[mask], tokens[mask])
+    torch.testing.assert_close(losses.sft_loss(logp, mask), expected)
+    assert torch.equal(losses.sft_loss(logp, mask), losses.reinforce_loss(logp, torch.ones_like(logp), mask))
 
 
 def test_value_loss_by_hand():
@@ -290,17 +290,35 @@ def test_dpo_starts_at_log_two_and_mutates_nothing():
     assert torch.equal(chosen, before[0]) and torch.equal(rejected, before[1])
 
 
-@pytest.mark.parametrize("lengths", [None, torch.tensor([1, 2, 3, 7])])
-def test_gradient_coefficient_of_dpo(lengths):
-    chosen, rejected, ref_chosen, ref_rejected = (draw(B, seed=i) for i in range(4))
-    beta, n = 0.7, 1.0 if lengths is None else lengths
-    kwargs = {"beta": beta, "chosen_lengths": lengths, "rejected_lengths": lengths}
-    z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected)) / n
-    expected = -beta * torch.sigmoid(-z) / n / B
-    for_chosen = gradient(lambda x: losses.dpo_loss(x, rejected, ref_chosen, ref_rejected, **kwargs), chosen)
-    for_rejected = gradient(lambda x: losses.dpo_loss(chosen, x, ref_chosen, ref_rejected, **kwargs), rejected)
-    torch.testing.assert_close(for_chosen, expected)
-    torch.testing.assert_close(for_rejected, -expected)
+def test_ipo_draws_the_log_ratio_to_half_of_one_over_beta():
+    zero = torch.zeros(2, dtype=torch.float64)
+    sums = torch.tensor([3.0, 10.0], dtype=torch.float64)  # h, in nats
+    loss = losses.dpo_loss(sums, zero, zero, zero, beta=0.05, kind="ipo")
+    assert loss.item() == pytest.approx(((3 - 10) ** 2 + 0) / 2)
+    lengths = torch.tensor([2, 5]), torch.tensor([1, 9])
+    by_token = {"chosen_lengths": lengths[0], "rejected_lengths": lengths[1]}
+    loss = losses.dpo_loss(sums, sums, zero, zero, beta=0.25, kind="ipo", **by_token)
+    assert loss.item() == pytest.approx(((3 / 2 - 3 / 1 - 2) ** 2 + (10 / 5 - 10 / 9 - 2) ** 2) / 2)
+
+
+def test_without_a_reference_its_log_probs_are_zero():
+    p, zero = [draw(B, seed=i) for i in range(2)], torch.zeros(B, dtype=torch.float64)
+    for kind in ("sigmoid", "ipo"):
+        free = losses.dpo_loss(*p, None, None, beta=0.7, kind=kind)
+        assert torch.equal(free, losses.dpo_loss(*p, zero, zero, beta=0.7, kind=kind))
+
+
+def test_simpo_by_hand():
+    chosen, rejected = torch.tensor([-6.0]), torch.tensor([-20.0])
+    lengths = {"chosen_lengths": torch.tensor([3]), "rejected_lengths": torch.tensor([4])}
+    loss = losses.dpo_loss(chosen, rejected, None, None, beta=2.0, margin=1.5, **lengths)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-(2 * (-2 - -5) - 1.5))))
+
+
+def test_a_completion_of_no_token_counts_as_one():
+    zero, lengths = torch.zeros(1), torch.zeros(1)
+    loss = losses.dpo_loss(zero, zero, zero, zero, beta=1.0, chosen_lengths=lengths, rejected_lengths=lengths)
+    assert loss.item() == pytest.approx(math.log(2))
 
 
 def test_label_smoothing_mixes_the_two_labels():
@@ -316,46 +334,6 @@ def test_dpo_and_bradley_terry_are_one_formula():
     torch.testing.assert_close(losses.dpo_loss(*p, beta=0.7), losses.bradley_terry_loss(*implied))
     margin = losses.bradley_terry_loss(torch.tensor([1e4]), torch.tensor([-1e4]))
     assert margin == 0 and losses.bradley_terry_loss(torch.tensor([-1e4]), torch.tensor([1e4])) == 2e4
-
-
-# --- KL ---
-
-
-@settings(deadline=None)
-@given(st.floats(-60, 60), st.floats(-60, 60))
-def test_k2_and_k3_are_never_negative(logp, ref_logp):
-    for dtype in (torch.float32, torch.float64):
-        x, y = torch.tensor([logp], dtype=dtype), torch.tensor([ref_logp], dtype=dtype)
-        k1, k2, k3 = (losses.kl_estimate(x, y, k) for k in ("k1", "k2", "k3"))
-        assert k1 == x - y and k2 >= 0 and k3 >= 0
-        assert all(losses.kl_estimate(x, x, k) == 0 for k in ("k1", "k2", "k3"))
-
-
-def test_k3_is_accurate_where_the_policies_nearly_agree():
-    log_ratio = torch.tensor([1e-4])  # exp(x) - 1 - x in float32 would be 1e-8 or so of noise around 5e-9
-    k3 = losses.kl_estimate(-log_ratio, torch.zeros(1), "k3")
-    assert k3.item() == pytest.approx(5e-9, rel=1e-2)
-
-
-def test_kl_estimate_ignores_masked_tokens():
-    logp = torch.tensor([-1.0, math.nan, -math.inf], requires_grad=True)
-    mask = torch.tensor([True, False, False])
-    for kind in ("k1", "k2", "k3"):
-        logp.grad = None
-        kl = losses.kl_estimate(logp, torch.tensor([-2.0, -1.0, math.nan]), kind, mask)
-        kl.sum().backward()
-        assert kl.isfinite().all() and kl[1:].tolist() == logp.grad[1:].tolist() == [0, 0]
-
-
-def test_exact_kl_with_forbidden_tokens():
-    logits = torch.tensor([[0.0, 1.0, -math.inf]], requires_grad=True)
-    ref = torch.tensor([[2.0, 1.0, -math.inf]])
-    kl = losses.exact_kl(logits, ref)
-    kl.sum().backward()
-    torch.testing.assert_close(kl, losses.exact_kl(logits[:, :2], ref[:, :2]))
-    assert logits.grad.isfinite().all() and losses.exact_kl(ref, ref) == 0
-    torch.testing.assert_close(losses.exact_kl(logits.log_softmax(-1), ref + 3), kl)
-    assert losses.exact_kl(torch.zeros(2), torch.tensor([0.0, -math.inf])) == math.inf
 
 
 # --- exact enumeration: 4 letters, length 3, so an expectation has no sampling noise ---
@@ -382,8 +360,7 @@ def expected(per_row, logp):
     return (logp.detach().sum(-1).exp() * per_row).sum()
 
 
-THETA, REF, REWARD = draw(STATES, V), draw(STATES, V, seed=1), draw(V**T, seed=2)
-ALL = torch.ones(V**T, T, dtype=torch.bool)
+THETA, REWARD = draw(STATES, V), draw(V**T, seed=2)
 
 
 def test_enumeration_covers_everything():
@@ -434,66 +411,6 @@ def test_mean_over_actions_of_a_row_is_biased_when_the_policy_chooses_the_length
     assert cosine < 0.999
 
 
-def kl_of_sequences(theta, ref, reverse=False):
-    p, q = token_logp(theta).sum(-1), token_logp(ref).sum(-1)
-    return (q.exp() * (q - p)).sum() if reverse else (p.exp() * (p - q)).sum()
-
-
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_gradient_of_each_kl_estimate_of_a_sequence(kind):
-    """As a loss term, on-policy, with the sequence as the action: 0, ∇KL(π, π_ref), ∇KL(π_ref, π)."""
-
-    def estimate(theta):
-        logp = token_logp(theta)
-        return expected(losses.kl_estimate(logp.sum(-1), token_logp(REF).sum(-1), kind), logp)
-
-    forward = gradient(lambda theta: kl_of_sequences(theta, REF), THETA)
-    backward = gradient(lambda theta: kl_of_sequences(theta, REF, reverse=True), THETA)
-    exact = {"k1": 0 * THETA, "k2": forward, "k3": backward}[kind]
-    torch.testing.assert_close(gradient(estimate, THETA), exact)
-
-
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_gradient_of_each_kl_estimate_per_token(kind):
-    """Per token: the same, state by state, with the chance of visiting the states held fixed."""
-
-    def estimate(theta):
-        logp = token_logp(theta)
-        return expected(losses.kl_estimate(logp, token_logp(REF), kind).sum(-1), logp)
-
-    def exact(theta):
-        kl = {
-            "k1": 0 * theta.sum(-1),
-            "k2": losses.exact_kl(theta, REF),
-            "k3": losses.exact_kl(REF, theta),
-        }
-        return expected(kl[kind][INDEX].sum(-1), token_logp(theta))
-
-    torch.testing.assert_close(gradient(estimate, THETA), gradient(exact, THETA))
-
-
-@pytest.mark.parametrize("kind, unbiased", [("k1", True), ("k2", False), ("k3", True)])
-def test_value_of_each_kl_estimate(kind, unbiased):
-    logp, ref_logp = token_logp(THETA), token_logp(REF)
-    value = expected(losses.kl_estimate(logp, ref_logp, kind).sum(-1), logp)
-    by_state = expected(losses.exact_kl(THETA, REF)[INDEX].sum(-1), logp)
-    exact = kl_of_sequences(THETA, REF)
-    torch.testing.assert_close(by_state, exact)  # the chain rule of KL
-    assert math.isclose(value, exact, rel_tol=1e-12) == unbiased
-
-
-def test_k1_as_a_reward_gives_the_gradient_of_kl():
-    def loss(theta):
-        logp = token_logp(theta)
-        k1 = losses.kl_estimate(logp, token_logp(REF), "k1").detach()
-        to_go = k1.flip(-1).cumsum(-1).flip(-1)  # what a token costs now and later
-        advantages = logp.detach().sum(-1, keepdim=True).exp() * -to_go
-        return losses.reinforce_loss(logp, advantages, ALL, normalize="constant", denominator=1)
-
-    exact = gradient(lambda theta: kl_of_sequences(theta, REF), THETA)
-    torch.testing.assert_close(gradient(loss, THETA), exact)
-
-
 # --- the door ---
 
 X, M = torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
@@ -506,6 +423,7 @@ PAIR = torch.zeros(2)
         (lambda: losses.reinforce_loss(X, X, M, normalize="tokens"), "normalize.*rows.*'tokens'"),
         (lambda: losses.reinforce_loss(X, X, M, normalize="constant"), "denominator"),
         (lambda: losses.reinforce_loss(X, X, M, denominator=0), "denominator must be > 0, got 0"),
+        (lambda: losses.reinforce_loss(X, X, M, denominator=math.nan), "denominator must be > 0, got nan"),
         (lambda: losses.reinforce_loss(X, X[:, :1], M), r"advantages must have shape \(2, 3\), got \(2, 1\)"),
         (lambda: losses.reinforce_loss(X[0], X[0], M[0]), r"mask must be \[B, N\]"),
         (lambda: losses.ppo_loss(X, X, X, M, clip=0.0), "clip must be > 0, got 0.0"),
@@ -519,13 +437,21 @@ PAIR = torch.zeros(2)
         (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=0.0), "beta must be > 0, got 0.0"),
         (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=1, label_smoothing=0.5), r"\[0, 0.5\).*0.5"),
         (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=1, chosen_lengths=PAIR), "rejected_lengths"),
+        (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, None, beta=1), "ref_rejected_logp must be given together"),
+        (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=1, kind="hinge"), "kind.*sigmoid.*'hinge'"),
+        (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=1, margin=-1.0), "margin must be >= 0, got -1.0"),
+        (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=1, kind="ipo", margin=1.0), "kind='ipo'.*1.0"),
+        (lambda: losses.dpo_loss(PAIR, PAIR, PAIR, PAIR, beta=1, kind="ipo", label_smoothing=0.1), "'ipo'.*0.1"),
         (lambda: losses.bradley_terry_loss(PAIR, PAIR[:1]), r"rejected must have shape \(2,\), got \(1,\)"),
         (lambda: losses.bradley_terry_loss(X, X), r"chosen must be \[B\]"),
-        (lambda: losses.kl_estimate(X, X, "k4"), "kind.*k1.*'k4'"),
-        (lambda: losses.kl_estimate(X, X[0], "k1"), "ref_logp must have shape"),
-        (lambda: losses.exact_kl(X, X[0]), "ref_logits must have shape"),
     ],
 )
 def test_errors_name_the_value_and_what_is_allowed(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_every_name_of_the_contract_is_here():
+    names = "reinforce_loss ppo_loss grpo_loss value_loss sft_loss dpo_loss bradley_terry_loss kl_estimate exact_kl"
+    assert set(names.split()) <= set(losses.__all__)
+    assert all(hasattr(losses, name) for name in losses.__all__)
