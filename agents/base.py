@@ -39,9 +39,9 @@ class Part:
 
     batch: Any  # TextBatch, or Steps as rows of one action
     advantages: Tensor
+    returns: Tensor | None = None  # what a value should have been
     old_logp: Tensor | None = None  # None: the first step on fresh data, where it equals the current log-prob
     ref_logp: Tensor | None = None  # per token, [b, t]
-    returns: Tensor | None = None  # what a value should have been
     old_values: Tensor | None = None
 
     def select(self, rows: Tensor) -> Part:
@@ -309,7 +309,9 @@ class Agent(Learner):
             return
         metrics["beta"] = self.beta
         episode_kl = metrics["kl"] * metrics["length"]
-        self.beta = adapt_beta(self.beta, episode_kl, c.kl_target, horizon=c.kl_horizon, n=len(batch))
+        self.beta = adapt_beta(
+            self.beta, episode_kl, c.kl_target, horizon=c.kl_horizon, n=min(len(batch), c.kl_horizon)
+        )
 
     def _collector(self, env: Any, text: bool) -> Episodes | Play:
         if text:

@@ -154,7 +154,8 @@ def expected_gradient(agent: Any, oracle: Oracle, batch: TextBatch, size: int) -
         said = replace(evaluation, **leaves, n_tokens=part.n_tokens)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            given = Part(part, agent.advantages(part, {}), None, None)
+            scored = agent.policy.score(part) if agent._needs_score() else None
+            given = Part(part, *agent.credit(part, scored, {}))
         loss, _ = agent.loss(given, said, leaves["logp"].detach(), agent.denominator(part))
         slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         for name, slope in zip(names, slopes, strict=True):
