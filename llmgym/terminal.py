@@ -7,6 +7,8 @@ import re
 import select
 import sys
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich import box
@@ -28,12 +30,12 @@ except ImportError:  # Windows: an answer is a line there
     termios = None  # type: ignore[assignment]
 
 KEYS = {"1": "left", "2": "right", "s": "skip", "u": "undo", "q": "quit"}
-CHOICES = KEYS | {word: word for word in KEYS.values()}
+CHOICES = KEYS | {key.upper(): word for key, word in KEYS.items()} | {word: word for word in KEYS.values()}
 CHOICES |= {"\x1b[D": "left", "\x1bOD": "left", "\x1b[C": "right", "\x1bOC": "right"}  # arrow keys
 CHOICES |= {"": "quit", "\x04": "quit"}  # the end of the input, and Ctrl-D
 UNFINISHED = "(cut off here: it ran out of its budget)"
 JOINERS = "\u200c\u200d"  # invisible, but Persian and many emoji are spelt with them
-_SPACES = re.compile(r"( +)$", re.MULTILINE)
+_SPACES = re.compile(r"(?<! ) +$", re.MULTILINE)  # linear in the length, whatever the text
 
 
 class TerminalLabeller:
@@ -74,31 +76,31 @@ class TerminalLabeller:
     def _show(self, pair: Pair, first_left: bool) -> None:
         shown = comparison(pair, first_left, self._title)
         height = len(self.console.render_lines(shown))
-        self.console.print(shown)
-        if self.console.is_terminal and height + 1 > self.console.height:
-            self.console.print(f"{height} lines: the pair begins above this screen", style="yellow")
+        tall = self.console.is_terminal and height >= self.console.height
+        self.console.print(comparison(pair, first_left, self._title, footer=True) if tall else shown)
+        if tall:
+            self.console.print(f" ↑ {height} lines: the pair begins above this screen", style="yellow")
 
     def _ask(self) -> str:
         keys = "   ".join(f"[bold]{key}[/] {meaning}" for key, meaning in KEYS.items())
-        self.console.print(f" {keys}   [bold]?[/] ", end="")
-        while (choice := CHOICES.get(self._read())) is None:
-            pass
+        with single_keys(self.stdin) as read:
+            self.console.print(f" {keys}   [bold]?[/] ", end="")
+            while (choice := CHOICES.get(read())) is None:
+                self.console.print("? ", end="")
         self.console.print(choice, style="bold green")
         return choice
 
-    def _read(self) -> str:
-        if termios is not None and self.stdin.isatty():
-            return read_key(self.stdin.fileno())
-        line = self.stdin.readline()
-        return line.strip() or "another line" if line else ""
 
+def comparison(pair: Pair, first_left: bool = True, title: str = "", footer: bool = False) -> Group:
+    """A pair to be printed: title, prompt, and the completions side by side under the keys that choose them.
 
-def comparison(pair: Pair, first_left: bool = True, title: str = "") -> Group:
-    """A pair to be printed: title, prompt, and the completions side by side under the keys that choose them."""
+    With `footer` the keys stand below them too.
+    """
     columns = [_cell(pair.first, pair.first_finished), _cell(pair.second, pair.second_finished)]
-    table = Table(box=box.ROUNDED, expand=True)
+    table = Table(box=box.ROUNDED, expand=True, show_footer=footer)
     for key in ("1", "2"):
-        table.add_column(Align.center(Text(key, style="bold")), ratio=1, overflow="fold")
+        name = Align.center(Text(key, style="bold"))
+        table.add_column(name, name, ratio=1, overflow="fold")
     table.add_row(*(columns if first_left else columns[::-1]))
     return Group(Rule(title), Padding(visible(pair.problem.prompt), (0, 2)), table)
 
@@ -112,17 +114,39 @@ def visible(text: str) -> Text:
     return shown
 
 
-def read_key(fd: int) -> str:
-    """The next key pressed on a terminal, as the characters it sends; what was typed before does not count."""
+@contextmanager
+def single_keys(stream: TextIO) -> Iterator[Callable[[], str]]:
+    """Gives the function that reads an answer: a key where `stream` is a terminal, else a line; "" at the end.
+
+    A terminal is as it was afterwards. What was typed on it before does not count.
+    """
+    if termios is None or not stream.isatty():
+        yield lambda: _line(stream)
+        return
+    fd = stream.fileno()
     before = termios.tcgetattr(fd)
     try:
         tty.setcbreak(fd, termios.TCSAFLUSH)
+        yield lambda: _key(fd)
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _key(fd: int) -> str:
+    """The next key, as the characters it sends."""
+    try:
         key = os.read(fd, 1)
         while key.startswith(b"\x1b") and select.select([fd], [], [], 0.02)[0]:  # an arrow key sends three at once
             key += os.read(fd, 1)
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+    except OSError:  # the terminal is gone
+        return ""
     return key.decode(errors="replace")
+
+
+def _line(stream: TextIO) -> str:
+    line = stream.readline()
+    return line.strip() or "an empty line" if line else ""
 
 
 def _cell(text: str, finished: bool) -> Group:
