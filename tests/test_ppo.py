@@ -39,7 +39,7 @@ def most(world):
     return 2 if world["block_size"] == 1 else 1
 
 
-# --- expected gradients ------------------------------------------------------------------------------------------------
+# --- expected gradients -----------------------------------------------------------------------------------------------
 
 
 @each_granularity
@@ -123,7 +123,7 @@ def test_exact_kl_in_the_loss_is_the_gradient_at_the_visited_states():
     assert (kinds["k2"] - kinds["exact"]).abs().max() <= 1e-12 < 1e-3 < kinds["k2"].abs().max()
 
 
-# --- the parts of the loss ---------------------------------------------------------------------------------------------
+# --- the parts of the loss --------------------------------------------------------------------------------------------
 
 
 def evaluated(agent, batch, logp, values):
@@ -189,7 +189,7 @@ def test_a_row_that_an_outer_limit_cut_is_bootstrapped_from_its_last_state():
         assert float(bootstrap[row]) == pytest.approx(value, abs=1e-10)
 
 
-# --- learning ----------------------------------------------------------------------------------------------------------
+# --- learning ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_update_stops_where_the_policy_has_moved_too_far():
@@ -227,7 +227,8 @@ def test_a_separate_critic_has_parameters_of_its_own():
     assert not torch.equal(before, flat(list(agent.policy.value_model.parameters())))
     batch = agent.collect()
     values = agent.policy.evaluate(batch).values.detach()
-    hidden = agent.policy.value_model(batch.tokens[:1, :3], output_hidden_states=True).hidden_states[-1][0, -1]
+    end = int((batch.action_index[0] == 0).nonzero()[0, 0])
+    hidden = agent.policy.value_model(batch.tokens[:1, :end], output_hidden_states=True).hidden_states[-1][0, -1]
     assert float(values[0, 0]) == pytest.approx(float(agent.policy.value_head(hidden).detach()), abs=1e-10)
 
 
@@ -283,7 +284,7 @@ def test_it_needs_a_value_head():
         PPO(lm_policy(mdp), rows(mdp, 1))
 
 
-# --- LoRA --------------------------------------------------------------------------------------------------------------
+# --- LoRA -------------------------------------------------------------------------------------------------------------
 
 
 def lora_agent(cls=PPO, **config):
