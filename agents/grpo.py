@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from llmgym.agents.base import Agent, Part
+from llmgym.agents.base import Agent
 from llmgym.agents.config import AgentConfig, check_above_zero
 from llmgym.agents.metrics import Metrics, moved
+from llmgym.agents.part import Part
 from llmgym.batch import Batch, Evaluation
 from llmgym.losses import Normalize, aggregate, grpo_loss
 from llmgym.returns import Baseline, Scale, group_advantages

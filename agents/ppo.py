@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from llmgym.agents.base import Agent, Credit, Part
+from llmgym.agents.base import Agent
 from llmgym.agents.collect import Play
 from llmgym.agents.config import AgentConfig, check_above_zero, check_least, check_unit
 from llmgym.agents.credit import ends, whitened
 from llmgym.agents.metrics import Metrics, moved
+from llmgym.agents.part import Credit, Part
 from llmgym.batch import Evaluation, Scored
 from llmgym.losses import Normalize, aggregate, ppo_loss, value_loss
 from llmgym.returns import gae

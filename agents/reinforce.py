@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from llmgym.agents.base import Agent, Part
+from llmgym.agents.base import Agent
 from llmgym.agents.collect import Play
 from llmgym.agents.config import AgentConfig, check_least, check_unit
 from llmgym.agents.credit import ends
 from llmgym.agents.metrics import Metrics
+from llmgym.agents.part import Part
 from llmgym.batch import Batch, Evaluation
 from llmgym.losses import Normalize, aggregate, reinforce_loss, value_loss
 from llmgym.returns import discounted_returns, group_advantages

@@ -12,7 +12,7 @@ import torch
 from worlds import assert_gradients, every_episode, expected_gradient, flat, four_mdp, lm_policy, rows
 
 from llmgym.agents import GRPO
-from llmgym.agents.base import Part
+from llmgym.agents.part import Part
 from llmgym.losses import exact_kl, ppo_loss
 from llmgym.oracle import Oracle
 from llmgym.policy import LMPolicy

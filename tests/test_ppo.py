@@ -11,8 +11,8 @@ from toys import Words, toy_tokenizer
 from worlds import assert_gradients, every_episode, expected_gradient, flat, four_mdp, lm_policy, rows, tiny_model
 
 from llmgym.agents import GRPO, PPO, REINFORCE
-from llmgym.agents.base import Part
 from llmgym.agents.credit import whitened
+from llmgym.agents.part import Part
 from llmgym.agents.ppo import explained_variance
 from llmgym.agents.reference import AdaptersOff, kl_of_actions
 from llmgym.batch import Evaluation

@@ -8,7 +8,7 @@ from toys import Words
 from worlds import assert_gradients, every_episode, expected_gradient, flat, four_mdp, lm_policy, rows
 
 from llmgym.agents import REINFORCE
-from llmgym.agents.base import Part
+from llmgym.agents.part import Part
 from llmgym.oracle import Oracle
 from llmgym.tasks import Problem
 

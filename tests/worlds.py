@@ -26,7 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from llmgym.agents.base import Part
+from llmgym.agents.part import Part
 from llmgym.batch import TextBatch
 from llmgym.envs import VectorTextEnv
 from llmgym.oracle import Oracle
@@ -141,9 +141,7 @@ def expected_gradient(agent: Any, oracle: Oracle, batch: TextBatch, size: int) -
     The loss is differentiated for every tuple of episodes at what `evaluate` says, weighted by its probability.
     """
     p, parameters = oracle.logp().exp().tolist(), agent.policy.parameters()
-    evaluation = agent.policy.evaluate(
-        batch, ref_logp=agent.reference_logp(batch), **agent.kl_options
-    )
+    evaluation = agent.policy.evaluate(batch, ref_logp=agent.reference_logp(batch), **agent.kl_options)
     names = [n for n in ("logp", "entropy", "values", "kl") if getattr(evaluation, n) is not None]
     totals = {name: torch.zeros_like(getattr(evaluation, name)) for name in names}
     for chosen in itertools.product(range(len(batch)), repeat=size):
