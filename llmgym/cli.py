@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-AGENTS = ("grpo", "reinforce")
+AGENTS = ("grpo", "ppo", "reinforce")
 HELP = """\
 usage: llmgym COMMAND [OPTIONS]
 
@@ -18,6 +18,7 @@ Reinforcement learning of language models behind the Gymnasium API.
 
 commands:
   train grpo        train with group relative policy optimisation
+  train ppo         train with proximal policy optimisation
   train reinforce   train with the Monte-Carlo policy gradient
   eval              score a policy on held-out problems
   label             say which of two completions is better: a person, a rule or a file
@@ -64,7 +65,7 @@ def _train(words: list[str]) -> int:
         return 0
     if not words or words[0] not in AGENTS:
         named = f"unknown agent {words[0]!r}" if words else "llmgym train needs an agent"
-        raise ValueError(f"{named}: choose {' or '.join(AGENTS)}, as in llmgym train {AGENTS[0]}")
+        raise ValueError(f"{named}: choose {', '.join(AGENTS[:-1])} or {AGENTS[-1]}, as in llmgym train {AGENTS[0]}")
     return _run("llmgym.commands.train")(words[0], words[1:])
 
 

@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from llmgym.agents import GRPO, REINFORCE
-from llmgym.agents.base import Agent, AgentConfig, Metrics
+from llmgym.agents import GRPO, PPO, REINFORCE
+from llmgym.agents.base import Agent
+from llmgym.agents.config import AgentConfig
+from llmgym.agents.metrics import Metrics
+from llmgym.agents.policies import NETS
 from llmgym.batch import Batch
 from llmgym.commands import report
 from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
@@ -20,7 +23,7 @@ from llmgym.policy import LMPolicy
 from llmgym.runs import RunFolder, check_free, default_path
 from llmgym.tasks import Problem
 
-AGENTS: Mapping[str, type[Agent]] = {"grpo": GRPO, "reinforce": REINFORCE}
+AGENTS: Mapping[str, type[Agent]] = {"grpo": GRPO, "ppo": PPO, "reinforce": REINFORCE}
 DECODINGS = {"greedy": True, "temperature 1": False}  # name -> deterministic
 DEFAULT_SECONDS = 45.0
 UNITS = {"total_timesteps": "steps of all rows together", "total_tokens": "sampled tokens", "max_seconds": "seconds"}
@@ -46,6 +49,8 @@ class RunOptions:
     def __post_init__(self):
         check_positive(max_seconds=self.max_seconds, total_timesteps=self.total_timesteps)
         check_positive(total_tokens=self.total_tokens, eval_problems=self.eval_problems, eval_rows=self.eval_rows)
+        if self.model in NETS:
+            raise ValueError(f"{self.model} is a policy for Python, PPO({self.model!r}, env): model names a language model")
 
     @property
     def budget(self) -> dict[str, Any]:
