@@ -73,7 +73,8 @@ class Answers:
 
     def add(self, index: int, label: Label) -> None:
         """Keep an answer; it is on the disk when this returns."""
-        self._write(pair_line(f"pair {index + 1}", self.pairs[index], label).encode())
+        if self._file is not None:
+            _write(self._file, pair_line(f"pair {index + 1}", self.pairs[index], label))
         self._order.append(index)
         self.labels[index] = label
 
@@ -108,14 +109,8 @@ class Answers:
             self._order.append(ours)
             if ours is not None:
                 self.labels[ours] = label if pair.first == self.pairs[ours].first else SWAPPED[label]
-        if not content.endswith(b"\n"):
-            self._write(b"\n")
-
-    def _write(self, line: bytes) -> None:
-        if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        if self._file is not None and not content.endswith(b"\n"):
+            _write(self._file, "\n")
 
 
 def _check_pairs(pairs: Sequence[Pair], written: bool) -> None:
@@ -141,6 +136,13 @@ def _open(path: Path) -> IO[bytes]:
     except OSError:  # a file system without locks
         pass
     return file
+
+
+def _write(file: IO[bytes], line: str) -> None:
+    """Add a line; it is on the disk when this returns."""
+    file.write(line.encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _drop_cut_line(path: Path) -> None:
