@@ -21,6 +21,7 @@ commands:
   train ppo         train with proximal policy optimisation
   train reinforce   train with the Monte-Carlo policy gradient
   eval              score a policy on held-out problems
+  pairs             sample pairs of completions to be labelled
   label             say which of two completions is better: a person, a rule or a file
 
 llmgym COMMAND --help explains every option; llmgym --version prints the version.
@@ -51,11 +52,11 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command in ("eval", "label"):
+    elif command in ("eval", "pairs", "label"):
         return _run(f"llmgym.commands.{command}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        raise ValueError(f"{named}: choose train, eval or label (llmgym --help)")
+        raise ValueError(f"{named}: choose train, eval, pairs or label (llmgym --help)")
     return 0
 
 
