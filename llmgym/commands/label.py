@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
@@ -76,7 +76,7 @@ def run(words: list[str]) -> int:
     options = parse(LabelOptions, words, prog=PROG, default=LabelOptions(tyro.MISSING, tyro.MISSING))
     pairs, labeller, code = read_pairs(options.pairs), options.labeller.make(), 0
     try:
-        with plain_warnings(), _progress(options.labeller.by, len(pairs)) as progress:
+        with plain_warnings(), _progress(options.labeller.by) as progress:
             label(pairs, labeller, options.out, progress=progress)
     except KeyboardInterrupt:
         report.say("")
@@ -86,16 +86,17 @@ def run(words: list[str]) -> int:
 
 
 @contextmanager
-def _progress(by: str, total: int) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar; a person is told by the labeller itself."""
+def _progress(by: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar, from the first pair on; a person is told by the labeller itself."""
     if by == "person":
         yield None
         return
-    shown = 0
-    with report.bar(by, total) as moved:
+    shown, moved = 0, None
+    with ExitStack() as stack:
 
         def move(done: int, total: int) -> None:
-            nonlocal shown
+            nonlocal shown, moved
+            moved = moved or stack.enter_context(report.bar(by, total))
             moved(done - shown)
             shown = done
 
