@@ -14,8 +14,6 @@ class LearnerConfig:
 
     learning_rate: float = 3e-4  # of AdamW
     schedule: Literal["constant", "linear"] = "constant"  # of the learning rate; "linear": to 0 over learn()'s budget
-    epochs: int | None = 1  # passes over a batch
-    minibatches: int | None = 1  # optimiser steps a pass
     micro_batch_rows: int = 0  # most rows scored at once, memory only: the step does not change; 0 = no limit
     max_grad_norm: float = 1.0  # gradient norm is clipped to this; 0 = never
     lora: int = 0  # rank of LoRA adapters, all that is then trained (needs peft); 0 trains the whole model
@@ -26,7 +24,6 @@ class LearnerConfig:
 
     def __post_init__(self):
         check_fields(self)
-        check_least(self, 1, "epochs", "minibatches")
         check_least(self, 0, "micro_batch_rows", "max_grad_norm", "seed", "lora")
         check_above_zero(self, "learning_rate")
 
@@ -37,6 +34,8 @@ class AgentConfig(LearnerConfig):
 
     prompts: int = 8  # different problems in a batch, on text
     samples: int = 8  # completions of each problem; rows = prompts x samples
+    epochs: int | None = 1  # passes over a batch
+    minibatches: int | None = 1  # optimiser steps a pass
     temperature: float = 1.0  # of sampling, and of the log-probs trained on
     beta: float = 0.0  # weight of the KL to the frozen reference, reward per nat; 0 needs no reference
     kl: Literal["k1", "k2", "k3", "exact"] = "k1"  # per token: an estimate (Schulman 2020), or over the vocabulary
@@ -47,7 +46,7 @@ class AgentConfig(LearnerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, 1, "prompts", "samples", "kl_horizon")
+        check_least(self, 1, "prompts", "samples", "epochs", "minibatches", "kl_horizon")
         check_least(self, 0, "beta")
         check_above_zero(self, "temperature", "kl_target")
         if self.kl_target is not None and self.beta == 0:

@@ -43,7 +43,7 @@ def load_agent(cls: type, path: str | Path, env: Any, config: dict[str, Any], **
     agent = cls(policy, env, **more, **(saved["config"] | {"lora": 0} | config))
     if saved.get("policy"):
         agent.policy.load_weights(folder)
-    else:
+    elif hasattr(agent.policy, "load_value_head"):
         agent.policy.load_value_head(folder)
     load_optimizer(agent.optimizer, folder / "optimizer.safetensors")
     agent._load_more(folder)

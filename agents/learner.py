@@ -53,10 +53,13 @@ class Learner:
                 started = time.perf_counter()
                 metrics, data = step(budget)
                 metrics |= {"seconds": time.perf_counter() - started, "timesteps": self.num_timesteps}
-                bar.set_postfix_str(postfix(metrics), refresh=False)
+                bar.set_postfix_str(self._postfix(metrics), refresh=False)
                 bar.update(budget.fraction() - bar.n)
                 if callback is not None and callback(self, metrics, data) is False:
                     break
+
+    def _postfix(self, metrics: Metrics) -> str:
+        return postfix(metrics)
 
     def _set_learning_rate(self, spent: float) -> None:
         """`spent`: share of the budget that is behind us, in [0, 1]."""

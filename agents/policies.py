@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
-from llmgym.agents.config import AgentConfig
+from llmgym.agents.config import LearnerConfig
 from llmgym.nets import NetPolicy
 from llmgym.policy import LMPolicy
 
 NETS = ("MlpPolicy", "CnnPolicy")
+C = TypeVar("C", bound=LearnerConfig)
 
 
 def is_net(policy: Any) -> bool:
@@ -17,9 +18,7 @@ def is_net(policy: Any) -> bool:
     return isinstance(policy, NetPolicy) or (isinstance(policy, str) and policy in NETS)
 
 
-def make_policy(
-    policy: Any, world: Any, config: AgentConfig, given: dict[str, Any], values: Any
-) -> tuple[Any, AgentConfig]:
+def make_policy(policy: Any, world: Any, config: C, given: dict[str, Any], values: Any) -> tuple[Any, C]:
     """The policy object, and the config with what a ready policy brings along.
 
     Args:
@@ -40,7 +39,7 @@ def make_policy(
         policy = LMPolicy(
             policy,
             world,
-            temperature=config.temperature,
+            temperature=getattr(config, "temperature", 1.0),  # 1 where nothing is sampled to learn from
             value_head=values,
             lora=config.lora,
             device=config.device,
@@ -66,6 +65,7 @@ def _settings_of(policy: Any, config: Any, given: dict[str, Any]) -> Any:
     own: dict[str, Any] = {"dtype": str(policy.dtype).removeprefix("torch."), "device": str(policy.device)}
     if isinstance(policy, LMPolicy):
         own |= {"temperature": policy.temperature, "lora": 0}
+    own = {name: value for name, value in own.items() if hasattr(config, name)}
     for name, value in own.items():
         if name in given and given[name] not in (value, "auto", str(value).split(":")[0]):
             raise ValueError(f"{name} is a setting of the policy that was given, {value!r}: got {given[name]!r}")

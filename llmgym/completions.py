@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from llmgym.tasks.base import Problem
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from llmgym.text import TextMDP
 
 
@@ -45,13 +47,17 @@ def check_completion(where: str, mdp: TextMDP, problem: Problem, text: str, fini
         raise ValueError(f"{where} holds the token {shown!r} where the environment forbids it")
 
 
-def _forbidden(mdp: TextMDP, problem: Problem, completion: Sequence[int]) -> int | None:
-    """The first token that the environment's masks forbid."""
+def token_masks(mdp: TextMDP, problem: Problem, completion: Sequence[int]) -> Iterator[np.ndarray]:
+    """What each token of a completion is chosen from, bool [V], block by block as the environment asks."""
     state, block = mdp.start(problem), list[int]()
     for token in completion:
-        if not mdp.constraints.mask(state, block)[token]:
-            return token
+        yield mdp.constraints.mask(state, block)
         block.append(token)
         if len(block) == mdp.block_size or (mdp.stop is not None and mdp.stop(state, block)):
             state, block = state.extended(block), []
-    return None
+
+
+def _forbidden(mdp: TextMDP, problem: Problem, completion: Sequence[int]) -> int | None:
+    """The first token that the environment's masks forbid."""
+    masks = token_masks(mdp, problem, completion)
+    return next((token for token, mask in zip(completion, masks, strict=True) if not mask[token]), None)
