@@ -79,11 +79,11 @@ class _OneHot(Encoder):
 
 
 class _Parts(Encoder):
-    """A flat Dict: what its spaces encode, side by side in the order of the space."""
+    """A flat Dict: what its spaces encode, side by side in the order of their sorted keys."""
 
     def __init__(self, space: spaces.Dict, dtype: np.dtype):
         self.space = space
-        self.parts = {key: _vector_encoder(part, dtype) for key, part in space.spaces.items()}
+        self.parts = {key: _vector_encoder(space[key], dtype) for key in sorted(space.spaces)}
         self.shape = (sum(part.shape[0] for part in self.parts.values()),)
 
     def __call__(self, observations: Any) -> np.ndarray:
