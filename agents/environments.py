@@ -10,12 +10,15 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from llmgym.envs.vector import VectorTextEnv
+from llmgym.text import TextMDP
 
 _OF_VECTORS = ("num_envs", "vectorization_mode", "autoreset_mode", "max_episode_steps")
 
 
-def lockstep(env: gym.Env | VectorEnv, rows: int) -> VectorTextEnv:
-    """A lockstep vector form over the MDP of `env`."""
+def lockstep(env: gym.Env | VectorEnv | TextMDP, rows: int) -> VectorTextEnv:
+    """A lockstep vector form over the MDP of `env`, or over a `TextMDP`."""
+    if isinstance(env, TextMDP):
+        return VectorTextEnv(env, rows, autoreset_mode=AutoresetMode.DISABLED)
     mdp = getattr(env.unwrapped, "mdp", None)
     if mdp is None or not hasattr(mdp, "token_mask"):
         raise ValueError(f"env must be a text environment of llmgym, got {env}")

@@ -99,6 +99,41 @@ class RunFolder:
         return self._events
 
 
+class MetricsFile:
+    """A line of JSON an update, flushed as it is written.
+
+    Args:
+        path: the file; an older one is gone on with.
+        timesteps: where training stands: lines about what came later (a run that was stopped after its last
+            checkpoint) are dropped.
+    """
+
+    def __init__(self, path: str | Path, timesteps: int = 0):
+        path = Path(path)
+        kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        write_text(path, "".join(line + "\n" for line in kept if _timesteps(line) <= timesteps))
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """One update."""
+        self._file.write(json.dumps(finite(metrics)) + "\n")
+        self._file.flush()
+
+
+def _timesteps(line: str) -> float:
+    """Where training stood when a line was written; infinity for one that was cut short."""
+    try:
+        return float(json.loads(line)["timesteps"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def check_free(path: str | Path) -> Path:
     """The path, if nothing is there that a run could overwrite.
 

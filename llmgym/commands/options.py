@@ -86,8 +86,8 @@ class EnvOptions:
         return cls(**known, env=units.get(spec["id"], spec["id"]))
 
 
-def parse(options: type[T], words: list[str], *, prog: str, default: T) -> T:
-    """Options from the command line.
+def parse(options: type[T], words: list[str], *, prog: str, default: T, prefixes: bool = False) -> T:
+    """Options from the command line; with `prefixes` a group's name comes before those of its fields.
 
     Raises:
         ValueError: they cannot be parsed or hold a bad value, in one sentence.
@@ -96,7 +96,8 @@ def parse(options: type[T], words: list[str], *, prog: str, default: T) -> T:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, args=words, prog=prog, default=default, config=(tyro.conf.OmitArgPrefixes,))
+            config = () if prefixes else (tyro.conf.OmitArgPrefixes,)
+            return tyro.cli(options, args=words, prog=prog, default=default, config=config)
     except SystemExit as end:
         if not end.code:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich import box
@@ -47,6 +47,21 @@ def one_policy(rates: Mapping[str, tuple[float, tuple[float, float]]], score: Sc
         table.add_row(name, _accuracy(value), _interval(interval), *_form(score))
     _print(table)
     _say_failures([score])
+
+
+def plain_table(first: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """A row a name, its cells beside it."""
+    table = _table(first, *columns)
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    _print(table)
+
+
+def with_error(value: float, error: float, percent: bool = False) -> str:
+    """A mean with its standard error; a dash for what was not measured."""
+    if value != value:
+        return "–"
+    return f"{100 * value:.1f} ± {100 * error:.1f} %" if percent else f"{value:.3f} ± {error:.3f}"
 
 
 def _say_failures(scores: Iterable[Score]) -> None:

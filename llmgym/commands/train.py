@@ -50,7 +50,9 @@ class RunOptions:
         check_positive(max_seconds=self.max_seconds, total_timesteps=self.total_timesteps)
         check_positive(total_tokens=self.total_tokens, eval_problems=self.eval_problems, eval_rows=self.eval_rows)
         if self.model in NETS:
-            raise ValueError(f"{self.model} is a policy for Python, PPO({self.model!r}, env): model names a language model")
+            raise ValueError(
+                f"{self.model} is a policy for Python, PPO({self.model!r}, env): model names a language model"
+            )
 
     @property
     def budget(self) -> dict[str, Any]:
