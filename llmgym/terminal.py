@@ -136,10 +136,13 @@ def single_keys(stream: TextIO) -> Iterator[Callable[[], str]]:
 def _key(fd: int) -> str:
     """The next key, as the characters it sends."""
     try:
+        while not select.select([fd], [], [], 0.2)[0]:
+            if termios.tcgetattr(fd)[3] & termios.ICANON:  # after Ctrl-Z: the shell has set the terminal to lines
+                tty.setcbreak(fd, termios.TCSANOW)
         key = os.read(fd, 1)
         while key.startswith(b"\x1b") and select.select([fd], [], [], 0.02)[0]:  # an arrow key sends three at once
             key += os.read(fd, 1)
-    except OSError:  # the terminal is gone
+    except (OSError, termios.error):  # the terminal is gone
         return ""
     return key.decode(errors="replace")
 

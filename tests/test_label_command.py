@@ -196,6 +196,27 @@ def test_the_terminal_is_as_before_when_it_is_over(paths, sit_down):
         os.close(person.master)
 
 
+@on_a_terminal
+def test_keys_work_after_a_suspension(paths, sit_down):
+    import termios
+
+    pairs, answers = paths
+    person = sit_down(pairs, "--out", answers)
+    person.until("quit   ? ")
+    cbreak = termios.tcgetattr(person.master)
+    person.process.send_signal(signal.SIGSTOP)
+    cooked = [*cbreak[:3], cbreak[3] | termios.ICANON | termios.ECHO, *cbreak[4:]]
+    termios.tcsetattr(person.master, termios.TCSANOW, cooked)  # as a shell does
+    person.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + 60
+    while termios.tcgetattr(person.master) == cooked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    person.press(b"s", 1)
+    person.press(b"q", 2)
+    assert person.ended() == 0
+    assert labels(answers) == ["skip"]
+
+
 def test_without_a_terminal_an_answer_is_a_line(paths):
     pairs, answers = paths
     command = [sys.executable, "-m", "llmgym.cli", "label", str(pairs), "--out", str(answers)]

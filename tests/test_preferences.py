@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -351,3 +353,8 @@ def test_a_text_that_is_no_token_is_refused(monkeypatch):
     monkeypatch.setattr(rules.codec, "encode_text", lambda text: ())
     with pytest.raises(ValueError, match=r"^row 0: chosen encodes to no token"):
         check_preferences([Preference("a=", "b", "c")], rules)
+
+
+def test_preferences_and_labellers_need_no_torch():
+    code = "import sys, llmgym.preferences, llmgym.labellers, llmgym.terminal; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
