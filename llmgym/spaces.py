@@ -91,9 +91,8 @@ class _Parts(Encoder):
 
     def is_single(self, observation: Any) -> bool:
         if not isinstance(observation, dict) or not self.parts.keys() <= observation.keys():
-            raise ValueError(
-                f"an observation must be a dict with the keys {', '.join(self.parts)}, got {observation!r}"
-            )
+            got = list(observation) if isinstance(observation, dict) else type(observation).__name__
+            raise ValueError(f"an observation must be a dict with the keys {list(self.parts)}, got {got}")
         kinds = {part.is_single(observation[key]) for key, part in self.parts.items()}
         if len(kinds) != 1:
             raise ValueError("an observation must be one or a batch in all its parts, got some of each")
