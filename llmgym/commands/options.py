@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium as gym
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -119,6 +118,7 @@ def check_positive(**values: float | None) -> None:
 
 def prepare(threads: int | None) -> None:
     """What a command sets for its process: the number of threads, and that model loading does not chatter."""
+    import torch  # not every command needs it
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from llmgym.evaluation import Score
-from llmgym.runs import Scores
+if TYPE_CHECKING:  # both load torch, which not every command needs
+    from llmgym.evaluation import Score
+    from llmgym.runs import Scores
 
 
 def say(text: str) -> None:
