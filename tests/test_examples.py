@@ -42,6 +42,13 @@ def test_the_oracle_says_what_its_docstring_says():
     assert token[4] < block[4] < sequence[4] == sequence[3] < sequence[2]
 
 
+def test_gradient_coefficients_are_drawn(tmp_path):
+    picture = tmp_path / "picture.png"
+    few = ["--prompts", "1", "--shown", "2", "--candidates", "12", "--continuations", "2"]
+    said = run("06_gradient_coefficients.py", *few, "--out", str(picture))
+    assert said.startswith("2 completions, ") and picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_own_tasks_and_rewards_run():
     said = run("04_custom_task_and_reward.py", "--seconds", "0.5", "--problems", "5")
     assert len(re.findall(r"accuracy \d+% -> \d+%", said)) == 3
