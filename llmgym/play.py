@@ -48,6 +48,7 @@ class Player:
         self._masks: np.ndarray | None = None
         self._mask_of: Callable[[dict[str, Any]], Any] | None = None
         self._counts = np.ones(venv.num_envs, bool)  # rows whose next step counts
+        self._resets = np.zeros(venv.num_envs, bool)  # rows whose next step only resets them
         self._returns, self._lengths = np.zeros(venv.num_envs), np.zeros(venv.num_envs, np.int64)
 
     def collect(self) -> Fragments:
@@ -70,7 +71,7 @@ class Player:
         if self._state is None:
             self._seed, self._mask_of = None, _find_masks(self.venv, info)
         self._state = self.policy.encode(observation)
-        self._counts = np.ones(self.venv.num_envs, bool)
+        self._counts, self._resets = np.ones_like(self._counts), np.zeros_like(self._resets)
         self._returns[:], self._lengths[:] = 0, 0
         self._masks = self._read_masks(info)
         if self._masks is not None:
@@ -95,16 +96,12 @@ class Player:
             if self.mode is AutoresetMode.DISABLED:
                 observation, info = self._reset_rows(over, observation, info)
         self._state = self.policy.encode(observation)
-        self._counts = self._next_counts(counts, over)
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self._resets = over
+        self._counts = counts & ~over if self.whole_episodes else ~self._resets
         if self._mask_of is not None:
             self._masks = self._read_masks(info)
         tape.advance()
-
-    def _next_counts(self, counts: np.ndarray, over: np.ndarray) -> np.ndarray:
-        """Rows whose next step counts: not one that only resets, nor one after the row's only episode."""
-        if self.whole_episodes:
-            return counts & ~over
-        return ~over if self.mode is AutoresetMode.NEXT_STEP else counts
 
     def _keep_ends(self, tape: _Tape, ended: np.ndarray, cut: np.ndarray, observation: Any, info: Any) -> None:
         """Note episodes that have ended, and the last observation of those that a limit has cut."""
@@ -125,11 +122,11 @@ class Player:
         return observation, fresh
 
     def _read_masks(self, info: dict[str, Any]) -> np.ndarray | None:
-        """Legal actions, bool [B, A]; everything where the next action does not count: an ended state has no mask."""
+        """Legal actions, bool [B, A]; in rows that the next step resets all of them: an ended state may have none."""
         if self._mask_of is None:
             return None
         masks = np.array(list(self._mask_of(info)), bool)
-        masks[~self._counts] = True
+        masks[self._resets] = True
         return masks
 
 
