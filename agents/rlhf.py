@@ -135,7 +135,12 @@ class RLHF:
         if self.demonstrations is None:
             return self.model
         path = self.folder / "sft"
-        self._learnt("supervised fine-tuning", path, self._sft, lambda agent, callback: agent.learn(callback=callback))
+        self._learnt(
+            "supervised fine-tuning",
+            path,
+            self._sft,
+            lambda agent, note: agent.learn(callback=note, progress_bar=self.progress_bar),
+        )
         return str(path)
 
     def compare(self, number: int, policy: str) -> list[Preference]:
@@ -169,7 +174,7 @@ class RLHF:
             )
 
         def learn(trainer: RewardTrainer, callback: Any) -> None:
-            trainer.learn(callback=callback)
+            trainer.learn(callback=callback, progress_bar=self.progress_bar)
             trainer.policy.normalise(fitted, unit=True)
             write_json(self._round(number) / "reward_model.json", finite(trainer.evaluate(held_out)))
 
@@ -189,7 +194,7 @@ class RLHF:
         def learn(agent: PPO, callback: Any) -> None:
             left = self.config.ppo_tokens - agent.policy.counters.sampled_tokens
             if left > 0:
-                agent.learn(total_tokens=left, callback=callback)
+                agent.learn(total_tokens=left, callback=callback, progress_bar=self.progress_bar)
 
         self._learnt(f"round {number}: PPO on {self.config.ppo_tokens:,} tokens", path, make, learn)
         return str(path)

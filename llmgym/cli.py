@@ -23,6 +23,7 @@ commands:
   eval              score a policy on held-out problems
   pairs             sample pairs of completions to be labelled
   label             say which of two completions is better: a person, a rule or a file
+  rlhf              train from preferences: SFT, comparisons, reward model, PPO, and again
 
 llmgym COMMAND --help explains every option; llmgym --version prints the version.
 """
@@ -52,11 +53,11 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command in ("eval", "pairs", "label"):
+    elif command in ("eval", "pairs", "label", "rlhf"):
         return _run(f"llmgym.commands.{command}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        raise ValueError(f"{named}: choose train, eval, pairs or label (llmgym --help)")
+        raise ValueError(f"{named}: choose train, eval, pairs, label or rlhf (llmgym --help)")
     return 0
 
 

@@ -13,31 +13,49 @@ BLUE, RED, GREEN, PURPLE, GREY, INK = "#4269d0", "#ff725c", "#3ca951", "#a463f2"
 
 
 def rounds_picture(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
-    """True accuracy, learned reward and KL of the policies of an RLHF run, in their order; replaced in one step.
+    """How the policies of an RLHF run follow one another: accuracy, the reward model's accuracy, KL; 95 % intervals.
+
+    Learned rewards are not drawn: those of two rounds are two scales.
 
     Args:
         rows: what `RLHF.run` returns.
-        path: the PNG file.
+        path: the PNG file, replaced in one step.
         title: over the picture.
     """
-    panels = (
-        ("accuracy", "true accuracy", BLUE),
-        ("proxy", "learned reward", RED),
-        ("kl", "KL, nats an episode", GREEN),
-    )
-    figure, axes = canvas(len(panels), title)
-    names = [row["name"] for row in rows]
-    for axis, (key, label, colour) in zip(axes, panels, strict=True):
-        y, error = (
-            np.array([row[k] if row[k] is not None else np.nan for row in rows], float) for k in (key, f"{key}_error")
-        )
-        axis.errorbar(range(len(rows)), y, 1.96 * error, fmt="o-", color=colour, lw=1.6, ms=5, capsize=3)
-        axis.set_xticks(range(len(rows)), names, rotation=30 if len(rows) > 3 else 0)
+    figure, axes = canvas(3, title)
+    for axis, label, points, colour in zip(
+        axes,
+        (
+            "true accuracy, held-out problems",
+            "reward model right, held-out pairs",
+            "KL to the SFT model, nats an episode",
+        ),
+        ([_mean(row, "accuracy") for row in rows], [_judge(row) for row in rows], [_mean(row, "kl") for row in rows]),
+        (BLUE, PURPLE, GREEN),
+        strict=True,
+    ):
+        y, low, high = np.array(points, float).T
+        axis.errorbar(range(len(rows)), y, [y - low, high - y], fmt="o-", color=colour, lw=1.6, ms=5, capsize=3)
+        axis.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=30 if len(rows) > 4 else 0)
         axis.set_xlim(-0.4, len(rows) - 0.6)
         dress(axis, label)
-        if key == "accuracy":
-            share(axis)
+    share(axes[0])
+    share(axes[1])
+    axes[2].set_ylim(bottom=0)
     save(figure, path)
+
+
+def _mean(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
+    """A mean with its 95 % interval; NaN where it was not measured."""
+    if row[key] is None:
+        return np.nan, np.nan, np.nan
+    half = 1.96 * row[f"{key}_error"]
+    return row[key], row[key] - half, row[key] + half
+
+
+def _judge(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    found = row.get("reward_model", {})
+    return tuple(found.get(name, np.nan) for name in ("accuracy", "accuracy_low", "accuracy_high"))  # type: ignore[return-value]
 
 
 def canvas(panels: int, title: str = "", width: float = 3.6, height: float = 3.2) -> tuple[Any, np.ndarray]:

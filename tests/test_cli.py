@@ -235,8 +235,8 @@ def bad(tmp_path, monkeypatch):
 
 
 BAD_INPUT = {
-    "": "a command is missing: choose train, eval or label",
-    "fly": "unknown command 'fly': choose train, eval or label",
+    "": "a command is missing: choose train, eval, pairs, label or rlhf",
+    "fly": "unknown command 'fly': choose train, eval, pairs, label or rlhf",
     "train": "choose grpo, ppo or reinforce",
     "train ppo9": "unknown agent 'ppo9': choose grpo, ppo or reinforce",
     "train grpo --task nope": "unknown task 'nope': choose one of arithmetic",

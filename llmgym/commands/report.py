@@ -63,7 +63,7 @@ def with_error(value: float, error: float, percent: bool = False) -> str:
     """A mean with its standard error; a dash for what was not measured."""
     if value != value:
         return "–"
-    return f"{100 * value:.1f} ± {100 * error:.1f} %" if percent else f"{value:.3f} ± {error:.3f}"
+    return f"{100 * value:.1f} ± {100 * error:.1f} %" if percent else f"{value:.2f} ± {error:.2f}"
 
 
 def _say_failures(scores: Iterable[Score]) -> None:

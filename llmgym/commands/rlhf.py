@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from llmgym.agents import PPOConfig, RewardTrainerConfig, SFTConfig
+from llmgym.agents.ppo import PPOConfig
+from llmgym.agents.reward_trainer import RewardTrainerConfig
 from llmgym.agents.rlhf import RLHF, RLHFConfig
+from llmgym.agents.sft import SFTConfig
 from llmgym.commands import report
 from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
 from llmgym.evaluation import mdp_of
@@ -56,7 +58,7 @@ class RLHFOptions:
     rlhf: Annotated[RLHFConfig, Flat] = field(default_factory=RLHFConfig)
     env: Annotated[EnvOptions, Flat] = field(default_factory=EnvOptions)
     sft: SFTConfig = field(default_factory=SFTConfig)
-    reward: RewardTrainerConfig = field(default_factory=RewardTrainerConfig)
+    reward: RewardTrainerConfig = field(default_factory=lambda: RewardTrainerConfig(epochs=3))
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
 
@@ -104,8 +106,9 @@ def _changed(config: Any) -> dict[str, Any]:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     """A row a policy: true and learned reward, KL, and how good the reward model is on preferences it has not seen."""
-    columns = ("true reward", "accuracy", "learned reward", "KL, nats", "tokens", "reward model right")
+    columns = ("true reward", "accuracy", "learned", "KL, nats", "tokens", "judge")
     report.plain_table("policy", columns, [(row["name"], _cells(row)) for row in rows])
+    report.say("learned: the round's reward model; judge: its accuracy on preferences it was not fitted to; ± 1 s.e.")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -116,7 +119,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         report.with_error(_number(row["proxy"]), _number(row["proxy_error"])),
         report.with_error(_number(row["kl"]), _number(row["kl_error"])),
         f"{row['length']:.1f}",
-        "–" if judge is None else f"{100 * judge:.1f} %",
+        "–" if judge is None else f"{100 * judge:.0f} %",
     )
 
 
