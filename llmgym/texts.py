@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from llmgym.batch import TextBatch
 from llmgym.completions import encode, token_masks
+from llmgym.masked import wider
 from llmgym.tasks.base import Problem
 from llmgym.text import TextMDP
 
@@ -62,6 +65,29 @@ def batch_of(texts: Sequence[Text], mdp: TextMDP) -> TextBatch:
     )
 
 
+def completion_logp(policy: Any, batch: TextBatch, forward: Any = None) -> Tensor:
+    """log π(completion | prompt), the sum over its tokens, nats; differentiable; [B], float32 or wider.
+
+    What `policy.evaluate` gives at temperature 1 for rows of one action, without what only acting needs.
+
+    Args:
+        policy: an `LMPolicy`.
+        batch: as `batch_of` makes it, on any device.
+        forward: another form of the policy's model, such as `PackedForward`.
+    """
+    batch = batch.to(policy.device)
+    rows, places = (batch.action_index >= 0).nonzero(as_tuple=True)
+    policy.counters.forward_passes += 1
+    policy.counters.forward_tokens += int((batch.lengths - 1).sum())
+    forward = policy.decoder.forward if forward is None else forward
+    logits, _ = forward.score(batch.tokens[:, : max(batch.tokens.shape[1] - 1, 1)], rows, places - 1)
+    logits = logits[:, : policy.mdp.codec.vocab_size].to(wider(logits))
+    if batch.token_mask is not None:
+        logits = logits.masked_fill(~batch.token_mask[rows, places], -torch.inf)
+    per_token = -F.cross_entropy(logits, batch.tokens[rows, places], reduction="none")
+    return per_token.new_zeros(len(batch)).index_add(0, rows, per_token)
+
+
 def fingerprint(texts: Iterable[Text]) -> str:
     """A hash of the texts and their order: data with the same one are the same data."""
     digest = hashlib.sha256()
@@ -71,7 +97,7 @@ def fingerprint(texts: Iterable[Text]) -> str:
     return digest.hexdigest()
 
 
-def _masks(texts: Sequence[Text], mdp: TextMDP, width: int) -> torch.Tensor:
+def _masks(texts: Sequence[Text], mdp: TextMDP, width: int) -> Tensor:
     """What each scored token is chosen from, bool [B, T, V]; everything where the environment has no say."""
     masks = np.ones((len(texts), width, mdp.codec.vocab_size), bool)
     for row, (tokens, n_prompt, problem) in enumerate(texts):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmgym.fim import FIM_SHARE
 from llmgym.tasks.base import split_of, well_formed
 from llmgym.tiny import MODEL_FOLDER, corpus, tokenizer
 from llmgym.tiny.measure import COLUMNS, complete, figures, held_out
@@ -141,7 +142,7 @@ def test_corpus_mixture(sample):
     assert len(reasons) / len(sums) == pytest.approx(corpus.CAREFUL, abs=0.03)
     second = [document for document in reasons if set(document.completion) & set(tokenizer.SECOND_SCRIPT)]
     assert len(second) / len(reasons) == pytest.approx(corpus.SECOND_SCRIPT_SHARE, abs=0.05)
-    for mark, share in (("<|user|>", corpus.CHAT), ("<|fim_prefix|>", corpus.FIM)):
+    for mark, share in (("<|user|>", corpus.CHAT), ("<|fim_prefix|>", FIM_SHARE)):
         assert np.mean([mark in document.prompt for document in sample]) == pytest.approx(share, abs=0.015)
     for name in ("copy", "reverse", "sort", "countdown"):
         assert sum(document.source.startswith(name) for document in sample) > 100

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llmgym.fim import FIM_SHARE, cut
 from llmgym.tasks.arithmetic import Arithmetic
 from llmgym.tasks.base import Problem
 from llmgym.tasks.countdown import Countdown
@@ -32,7 +33,6 @@ CAREFUL = 0.20  # share of documents that reason (copying has nothing to reason 
 SLIP = 0.08  # share of careful additions with one wrong column
 SECOND_SCRIPT_SHARE = 0.12  # share of the reasoning that is written in the second script
 CHAT = 0.04  # share of documents in the chat format
-FIM = 0.04  # share of documents cut for filling in the middle
 SYSTEM_LINES = ("You are a calculator.", "Solve the problem.", "Give the answer in tags.")
 ADDITIONS = (Arithmetic(3), *(Arithmetic(digits, min_digits=1) for digits in (1, 2, 3)))
 SUBTRACTION = Arithmetic(3, "-")
@@ -152,26 +152,25 @@ def _as_chat(document: Document, rng: np.random.Generator) -> Document:
 
 
 def _as_fim(document: Document, rng: np.random.Generator) -> Document:
-    """Prefix, suffix, then the middle to be filled in (Bavarian et al. 2022, prefix-suffix-middle order)."""
+    """Prefix, suffix, then the middle to be filled in."""
     pieces = re.findall(r"</?[a-z]+>|.", document.prompt + document.completion)  # a tag is never cut
-    i, j = sorted(rng.integers(len(pieces) + 1, size=2))
-    prefix, middle, suffix = ("".join(part) for part in (pieces[:i], pieces[i:j], pieces[j:]))
+    prefix, middle, suffix = cut(pieces, rng)
     return replace(document, prompt=f"{FIM_PREFIX}{prefix}{FIM_SUFFIX}{suffix}{FIM_MIDDLE}", completion=middle)
 
 
-def document(rng: np.random.Generator) -> Document:
-    """One document of the mixture."""
+def document(rng: np.random.Generator, fim: float = FIM_SHARE) -> Document:
+    """One document of the mixture, cut for filling in the middle with probability `fim`."""
     kind = rng.choice(len(KINDS), p=[share for _, share in KINDS])
     exercise = KINDS[kind][0](rng)
     plain = Document(exercise.prompt, _completion(exercise, rng), exercise.prompt)
     form = rng.random()
     if form < CHAT:
         return _as_chat(plain, rng)
-    return _as_fim(plain, rng) if form < CHAT + FIM else plain
+    return _as_fim(plain, rng) if form < CHAT + fim else plain
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """An endless stream of documents; the same seed gives the same stream."""
+def documents(seed: int, fim: float = FIM_SHARE) -> Iterator[Document]:
+    """An endless stream of documents; the same seed and share `fim` give the same stream."""
     rng = np.random.default_rng(seed)
     while True:
-        yield document(rng)
+        yield document(rng, fim)

@@ -21,7 +21,8 @@ import tyro
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llmgym.tiny.corpus import Document, documents
+from llmgym.fim import FIM_SHARE
+from llmgym.tiny.corpus import CHAT, Document, documents
 from llmgym.tiny.measure import measure, table
 from llmgym.tiny.tokenizer import build_tokenizer, save_tokenizer
 
@@ -38,8 +39,8 @@ trace, with a slip of one digit in eight traces of a hundred. Some reasoning is 
 The hasty habit is no failure of training and says nothing about what a model of this size could learn.
 
 Prompts: `147+268=`, `852-147=`, `copy dbca=`, `reverse dbca=`, `sort dbca=`, `countdown 3 7 25 -> 46=`;
-the tokenizer puts `<bos>` in front. Completions: `[<think>…</think>]<answer>…</answer><eos>`. The chat template and
-fill-in-the-middle marks occur in four documents of a hundred each.
+the tokenizer puts `<bos>` in front. Completions: `[<think>…</think>]<answer>…</answer><eos>`. The chat template occurs
+in four documents of a hundred, fill-in-the-middle marks in the share that `--fim` names.
 """
 GROUPS = 3  # a step's documents are sorted by length and cut into this many padded arrays
 
@@ -54,6 +55,7 @@ class PretrainConfig:
     batch_size: int = 96  # documents a step
     lr: float = 4e-3  # peak learning rate
     warmup: int = 100  # steps of linear warm-up
+    fim: float = FIM_SHARE  # share of the documents that is cut for filling in the middle; 0.04 in the shipped model
     decay: float = 0.3  # share of the steps, at the end, in which the rate falls linearly to 0
     weight_decay: float = 0.1  # on matrices, per unit of learning rate
     threads: int = 2  # processor threads of torch; the weights depend on it in the last bits
@@ -63,6 +65,8 @@ class PretrainConfig:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("threads", 1), ("problems", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.fim <= 1 - CHAT:
+            raise ValueError(f"fim must be in [0, {1 - CHAT}], the rest is in the chat format, got {self.fim}")
         if not 0 < self.lr < 1 or not 0 <= self.decay <= 1:
             raise ValueError(f"lr must be in (0, 1) and decay in [0, 1], got {self.lr} and {self.decay}")
         if self.out.exists():
@@ -111,7 +115,7 @@ def collate(rows: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, 
 
 def batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[list]:
     """Each step's documents as `GROUPS` padded arrays of similar lengths."""
-    stream = documents(config.seed)
+    stream = documents(config.seed, config.fim)
     while True:
         rows = sorted(encode(list(islice(stream, config.batch_size)), tokenizer), key=lambda row: len(row[0]))
         cuts = np.array_split(np.arange(len(rows)), min(GROUPS, len(rows)))
@@ -189,13 +193,19 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, card: str,
     partial.rename(out)
 
 
+def command(config: PretrainConfig) -> str:
+    """The command line that makes this model again."""
+    flags = f"--seed {config.seed} --steps {config.steps} --batch-size {config.batch_size} --fim {config.fim}"
+    return f"python -m llmgym.tiny.pretrain {flags} --out DIR"
+
+
 def model_card(config: PretrainConfig, minutes: float, losses: list[float], rows: dict[str, tuple[float, ...]]) -> str:
     """README.md of the folder: what it is, how it was made, what it can do."""
     figures = table(rows) if rows else "Not measured."
     return f"""{CARD}
 ## How it was made
 
-`python -m llmgym.tiny.pretrain --seed {config.seed} --steps {config.steps} --batch-size {config.batch_size} --out DIR`
+`{command(config)}`
 
 {minutes:.1f} minutes on {config.threads} threads ({platform.machine()}, torch {torch.__version__}).
 Final loss {np.mean(losses[-100:]):.4f} nats a token (mean of the last 100 steps).
