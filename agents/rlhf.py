@@ -29,7 +29,7 @@ from llmgym.labellers import Labeller, label
 from llmgym.pair_sampling import sample_pairs
 from llmgym.pairs import Preference
 from llmgym.policy import LMPolicy
-from llmgym.preferences import read_pairs, write_pairs
+from llmgym.preferences import read_labels, read_pairs, write_pairs
 from llmgym.reward_model import RewardModel
 from llmgym.rewards import ModelReward
 from llmgym.runs import MetricsFile, finite
@@ -37,6 +37,10 @@ from llmgym.text import TextMDP
 
 Say = Callable[[str], None]
 _STREAMS = {"pairs": 1, "held out": 2, "reward": 3, "ppo": 4, "assess": 5}  # every stage draws from a seed of its own
+
+
+class Unfinished(RuntimeError):
+    """A person has quit before every pair had an answer; the same run goes on with the next pair."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class RLHF:
 
     Raises:
         ValueError: bad settings, bad demonstrations, or a folder that was made with other settings.
+        Unfinished: from `run` and `compare`, where the labeller quits.
     """
 
     def __init__(
@@ -155,7 +160,11 @@ class RLHF:
             write_pairs(file, sample_pairs(sampler, self.mdp, c.pairs, seed=seed))
         pairs = read_pairs(file)
         self.say(f"round {number}: {len(pairs)} pairs are compared")
-        found = label(pairs, self.labeller, folder / "preferences.jsonl")
+        answers = folder / "preferences.jsonl"
+        found = label(pairs, self.labeller, answers)
+        open_pairs = len(pairs) - len(list(read_labels(answers)))
+        if open_pairs:  # a person has quit
+            raise Unfinished(f"round {number}: {open_pairs} of {len(pairs)} pairs have no answer yet")
         if not found:
             raise ValueError(f"round {number}: no pair was preferred to another, {len(pairs)} were compared")
         return found

@@ -12,7 +12,7 @@ import tyro
 
 from llmgym.agents.ppo import PPOConfig
 from llmgym.agents.reward_trainer import RewardTrainerConfig
-from llmgym.agents.rlhf import RLHF, RLHFConfig
+from llmgym.agents.rlhf import RLHF, RLHFConfig, Unfinished
 from llmgym.agents.sft import SFTConfig
 from llmgym.commands import report
 from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
@@ -81,8 +81,12 @@ def run(words: list[str]) -> int:
         progress_bar=True,
     )
     report.say(f"folder: {folder}")
-    with plain_warnings():
-        rows = rlhf.run()
+    try:
+        with plain_warnings():
+            rows = rlhf.run()
+    except Unfinished as quit:
+        report.say(f"{quit}: {PROG} --out {folder} and the same settings go on")
+        return 130
     _print(rows)
     rounds_picture(rows, folder / "rounds.png", title=f"RLHF, {options.env.env} environment, {options.env.task}")
     report.say(f"folder: {folder}; the policy is in {folder / f'round-{options.rlhf.rounds:02d}' / 'policy'}")
