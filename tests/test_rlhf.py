@@ -94,7 +94,7 @@ class Stop(Exception):
     """What ends a run in the middle of a stage."""
 
 
-@pytest.mark.parametrize(("cls", "at"), [(SFT, 1), (RewardTrainer, 1), (PPO, 2)], ids=["SFT", "reward model", "PPO"])
+@pytest.mark.parametrize(("cls", "at"), [(SFT, 1), (RewardTrainer, 1), (PPO, 1)], ids=["SFT", "reward model", "PPO"])
 def test_a_learning_stage_goes_on_from_its_checkpoint_bit_for_bit(base, finished, tmp_path, monkeypatch, cls, at):
     settings = {"sft": {"batch_size": 2}, "reward": {"batch_size": 4}}
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -86,7 +86,7 @@ def run(words: list[str]) -> int:
             rows = rlhf.run()
     except Unfinished as quit:
         report.say(f"{quit}: {PROG} --out {folder} and the same settings go on")
-        return 130
+        return 0
     _print(rows)
     rounds_picture(rows, folder / "rounds.png", title=f"RLHF, {options.env.env} environment, {options.env.task}")
     report.say(f"folder: {folder}; the policy is in {folder / f'round-{options.rlhf.rounds:02d}' / 'policy'}")
