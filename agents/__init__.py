@@ -3,5 +3,15 @@
 from llmgym.agents.grpo import GRPO, GRPOConfig
 from llmgym.agents.ppo import PPO, PPOConfig
 from llmgym.agents.reinforce import REINFORCE, ReinforceConfig
+from llmgym.agents.reward_trainer import RewardTrainer, RewardTrainerConfig
 
-__all__ = ["GRPO", "PPO", "REINFORCE", "GRPOConfig", "PPOConfig", "ReinforceConfig"]
+__all__ = [
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "GRPOConfig",
+    "PPOConfig",
+    "ReinforceConfig",
+    "RewardTrainer",
+    "RewardTrainerConfig",
+]

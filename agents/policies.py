@@ -29,12 +29,12 @@ def make_policy(policy: Any, world: Any, config: C, given: dict[str, Any], value
         values: False, or which value head is needed.
     """
     if isinstance(policy, NetPolicy):
-        policy, config = policy, _settings_of(policy, config, given)
+        policy, config = policy, settings_of(policy, config, given)
     elif is_net(policy):
         settings = {"device": config.device, "dtype": config.dtype, "seed": config.seed}
         return NetPolicy(policy, world, value_head=bool(values), **settings), config
     elif isinstance(policy, LMPolicy):
-        config = _settings_of(policy, config, given | ({"lora": config.lora} if config.lora else {}))
+        config = settings_of(policy, config, given | ({"lora": config.lora} if config.lora else {}))
     else:
         policy = LMPolicy(
             policy,
@@ -60,7 +60,7 @@ def _check(policy: Any, values: Any) -> None:
         )
 
 
-def _settings_of(policy: Any, config: Any, given: dict[str, Any]) -> Any:
+def settings_of(policy: Any, config: Any, given: dict[str, Any]) -> Any:
     """`config` with the settings of a ready policy."""
     own: dict[str, Any] = {"dtype": str(policy.dtype).removeprefix("torch."), "device": str(policy.device)}
     if isinstance(policy, LMPolicy):

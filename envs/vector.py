@@ -258,14 +258,13 @@ class VectorTextEnv(VectorEnv):
 
     def _judge(self, rows: np.ndarray, rewards: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:
         """Score the rows that have just ended and report them."""
-        for row in rows:
-            state, failure = self.state(row), {}
-            try:
-                rewards[row] = self.mdp.outcome(state).reward
-                self._terminated[row] = True
-            except ScorerFailed as error:
-                self._truncated[row], failure = True, {"scorer_failed": str(error)}
-            infos = self._add_info(infos, self.mdp.info(state) | failure, row)
+        states, failure = [self.state(row) for row in rows], dict[str, Any]()
+        for row, state, judged in zip(rows, states, self.mdp.outcomes(states), strict=True):
+            if isinstance(judged, ScorerFailed):
+                self._truncated[row], failure = True, {"scorer_failed": str(judged)}
+            else:
+                rewards[row], self._terminated[row], failure = judged.reward, True, {}
+            infos = self._add_info(infos, self.mdp.info(state, judged) | failure, row)
         return infos
 
     def _restart(self, rows: np.ndarray, infos: dict[str, Any]) -> dict[str, Any]:

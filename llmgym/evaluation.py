@@ -196,7 +196,7 @@ def draw_problems(env: Any, count: int, *, split: Split = "test", seed: int = 0)
     return list(found)
 
 
-def wilson(successes: int, total: int) -> tuple[float, float]:
+def wilson(successes: float, total: int) -> tuple[float, float]:
     """95 % score interval of a share of independent successes (Wilson 1927); (0, 1) without an observation."""
     if total == 0:
         return 0.0, 1.0

@@ -12,9 +12,10 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from llmgym.constraints import Constraints, TokenConstraint, token_ids
 from llmgym.mdp import MDP, ScorerFailed
+from llmgym.rewards import with_reward
 from llmgym.stops import StopRule, make_stop
-from llmgym.tasks import FunctionReward, Problem, Task, make_task
-from llmgym.tasks.base import SPLITS
+from llmgym.tasks import Problem, Task, make_task
+from llmgym.tasks.base import SPLITS, terms_of_many
 from llmgym.tokenization import Codec
 
 EOS, LENGTH, ILLEGAL = "eos", "length", "illegal"  # finish reasons
@@ -83,7 +84,8 @@ class TextMDP(MDP[TextState, Any]):
         banned_tokens: ids or single-token strings that may never be chosen.
         min_new_tokens: tokens before EOS becomes legal.
         constraint: `(state, tokens of the block so far) -> bool [V]` or None: a grammar, say.
-        reward: a plain function `(problem, text, tokens) -> float` or dict of terms in place of the task's score.
+        reward: in place of the task's score: a plain function `(problem, text, tokens) -> float` or dict of terms, or
+            a reward model (the object, its folder or a mapping), see `llmgym.rewards.with_reward`.
         task_options: options of the task when it is given by name.
 
     Raises:
@@ -110,8 +112,6 @@ class TextMDP(MDP[TextState, Any]):
         if split not in SPLITS:
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         self.task = make_task(task, **(task_options or {}))
-        if reward is not None:
-            self.task = FunctionReward(self.task, reward)
         self.codec = Codec(tokenizer)
         self.split, self.block_size = split, int(block_size)
         self.max_prompt_tokens, self.max_new_tokens = int(max_prompt_tokens), int(max_new_tokens)
@@ -122,6 +122,8 @@ class TextMDP(MDP[TextState, Any]):
         self.action_space = Discrete(vocab) if block_size == 1 else MultiDiscrete([vocab] * self.block_size)
         self.observation_space = _observation_space(self.length, vocab, self.max_new_tokens)
         self._judged: tuple[TextState, Outcome | ScorerFailed] | None = None
+        if reward is not None:
+            self.task = with_reward(self, reward)
 
     @property
     def length(self) -> int:
@@ -216,26 +218,31 @@ class TextMDP(MDP[TextState, Any]):
         Raises:
             ScorerFailed: the scorer raised, or gave something that is not a finite number.
         """
-        # reward() and info() ask about the same state: the last judgement is kept.
-        if self._judged is None or self._judged[0] is not state:
-            self._judged = (state, self._judge(state))
-        judged = self._judged[1]
+        judged = self._judgement(state)
         if isinstance(judged, ScorerFailed):
             raise judged
         return judged
+
+    def outcomes(self, states: Sequence[TextState]) -> list[Outcome | ScorerFailed]:
+        """What `outcome` returns or raises for each of some finished states, in one call of the task where it can."""
+        asked = [(s.problem, self.text(s), s.completion) for s in states if s.finish_reason != ILLEGAL]
+        terms = iter(terms_of_many(self.task, *zip(*asked, strict=True)) if asked else ())
+        illegal = Outcome(float(self.task.failing_reward), {}, False)
+        return [illegal if s.finish_reason == ILLEGAL else self._judge(next(terms)) for s in states]
 
     def text(self, state: TextState) -> str:
         """What has been written after the prompt, without special tokens."""
         return self.codec.decode(state.completion)
 
-    def info(self, state: TextState) -> dict[str, Any]:
-        """`prompt` at the start; `text`, `finish_reason`, `n_tokens`, `reward_terms`, `is_success` at the end."""
+    def info(self, state: TextState, judged: Outcome | ScorerFailed | None = None) -> dict[str, Any]:
+        """`prompt` at the start; `text`, `finish_reason`, `n_tokens`, `reward_terms`, `is_success` at the end.
+
+        `judged` is what `outcomes` said of a finished state; by default the task is asked.
+        """
         if not self.terminal(state):
             return {"prompt": state.problem.prompt} if state.n_tokens == 0 else {}
-        try:
-            outcome = self.outcome(state)
-        except ScorerFailed:
-            outcome = Outcome(0.0, {}, False)
+        judged = self._judgement(state) if judged is None else judged
+        outcome = Outcome(0.0, {}, False) if isinstance(judged, ScorerFailed) else judged
         info: dict[str, Any] = {"text": self.text(state), "finish_reason": state.finish_reason}
         info |= {"n_tokens": state.n_tokens, "reward_terms": dict(outcome.terms), "is_success": outcome.is_success}
         return info | ({"illegal": True} if state.finish_reason == ILLEGAL else {})
@@ -273,11 +280,18 @@ class TextMDP(MDP[TextState, Any]):
         tokens = self.codec.encode_text(reply)[:room]
         return state.extended(tokens, chosen=False, finish_reason=LENGTH if len(tokens) == room else None)
 
-    def _judge(self, state: TextState) -> Outcome | ScorerFailed:
-        if state.finish_reason == ILLEGAL:
-            return Outcome(float(self.task.failing_reward), {}, False)
+    def _judgement(self, state: TextState) -> Outcome | ScorerFailed:
+        # reward() and info() ask about the same state: the last judgement is kept.
+        if self._judged is None or self._judged[0] is not state:
+            self._judged = (state, self.outcomes([state])[0])
+        return self._judged[1]
+
+    def _judge(self, terms: Any) -> Outcome | ScorerFailed:
+        """The judgement that follows from a completion's terms, or from the exception in their place."""
         try:
-            terms = _checked(self.task.terms(state.problem, self.text(state), state.completion))
+            if isinstance(terms, Exception):
+                raise terms
+            terms = _checked(terms)
             reward = _checked({"reward": self.task.reward(terms)})["reward"]
             return Outcome(reward, terms, bool(self.task.is_success(terms)))
         except Exception as error:  # a user's scorer may raise anything: marked in info, never turned into 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -81,6 +82,15 @@ class Task:
         """What the environment asks for: `score`, for tasks that care about token ids given those too."""
         return self.score(problem, text)
 
+    def terms_many(
+        self, problems: Sequence[Problem], texts: Sequence[str], tokens: Sequence[tuple[int, ...]]
+    ) -> Sequence[Any] | None:
+        """`terms` of many completions in one call, for scorers that are faster so; None: they are asked one by one.
+
+        In place of a row's terms may stand the exception that this row alone raised.
+        """
+        return None
+
     def reward(self, terms: Mapping[str, float]) -> float:
         """Σ weight · term."""
         return float(sum(self.weights.get(name, 0.0) * value for name, value in terms.items()))
@@ -95,7 +105,11 @@ class Task:
 
 
 class FunctionReward(Task):
-    """A task whose score is a user's plain function `reward(problem, text, tokens) -> float | dict`."""
+    """A task whose score is a user's plain function `reward(problem, text, tokens) -> float | dict`.
+
+    A function that has a method `many(problems, texts, tokens)` is asked for all rows that end together in one call
+    of it; it returns a value a row.
+    """
 
     def __init__(self, task: Task, function: Callable[[Problem, str, tuple[int, ...]], float | dict[str, float]]):
         self.task, self.function = task, function
@@ -105,12 +119,37 @@ class FunctionReward(Task):
 
     def terms(self, problem: Problem, text: str, tokens: tuple[int, ...]) -> dict[str, float]:
         """The function's value as terms; a bare number becomes the term `reward`."""
-        value = self.function(problem, text, tokens)
-        return dict(value) if isinstance(value, Mapping) else {"reward": value}
+        return _as_terms(self.function(problem, text, tokens))
+
+    def terms_many(
+        self, problems: Sequence[Problem], texts: Sequence[str], tokens: Sequence[tuple[int, ...]]
+    ) -> Sequence[Any] | None:
+        """What the function's `many` gives, as terms; None without one."""
+        many = getattr(self.function, "many", None)
+        return None if many is None else [_as_terms(value) for value in many(problems, texts, tokens)]
 
     def reward(self, terms: Mapping[str, float]) -> float:
         """Sum of the terms: weights are the function's own business."""
         return float(sum(terms.values()))
+
+
+def terms_of_many(
+    task: Task, problems: Sequence[Problem], texts: Sequence[str], tokens: Sequence[tuple[int, ...]]
+) -> list[Any]:
+    """What the task says of each completion, or the exception that this row raised; in one call where the task can.
+
+    Where that call fails every row is asked by itself, with a warning: one bad row must not cost the others.
+    """
+    try:
+        found = task.terms_many(problems, texts, tokens)
+        if found is not None and len(found) != len(texts):
+            raise ValueError(f"{len(found)} values for {len(texts)} completions")
+    except Exception as error:
+        sentence = f"{len(texts)} completions are scored one by one: {type(error).__name__}: {error}"
+        warnings.warn(sentence, RuntimeWarning, stacklevel=2)
+        found = None
+    rows = zip(problems, texts, tokens, strict=True)
+    return list(found) if found is not None else [_terms_or_error(task, *row) for row in rows]
 
 
 def split_of(prompt: str) -> Split:
@@ -152,6 +191,17 @@ def extract_answer(text: str) -> str:
     if start >= 0:
         return text[start + len("<answer>") : text.index("</answer>", start)].strip()
     return text.rsplit("</think>", 1)[-1].split("<think>", 1)[0].strip()
+
+
+def _terms_or_error(task: Task, *row: Any) -> Any:
+    try:
+        return task.terms(*row)
+    except Exception as error:  # a user's scorer may raise anything; what becomes of it is the caller's business
+        return error
+
+
+def _as_terms(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {"reward": value}
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
