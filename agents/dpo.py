@@ -19,7 +19,7 @@ from llmgym.lora import adapters_off, is_lora
 from llmgym.losses import PreferenceKind, dpo_loss
 from llmgym.preference_losses import check_preference
 from llmgym.preferences import Preference, read_preferences
-from llmgym.texts import Text, completion_logp, text_of
+from llmgym.texts import Text, completion_logp, fingerprint, text_of
 
 _FILE = "reference_logp.safetensors"
 
@@ -64,6 +64,7 @@ class DPO(Offline):
         self, policy: Any, env: Any, preferences: Source | None = None, *, reference: Any = None, **config: Any
     ):
         self._reference, self.ref_logp = reference, None
+        self._held_out: dict[str, Tensor] = {}  # fingerprint of preferences that were evaluated -> log-probs
         super().__init__(policy, env, preferences, **config)
 
     @classmethod
@@ -89,6 +90,40 @@ class DPO(Offline):
         if preferences is not None:
             agent._take(preferences)
         return agent
+
+    @torch.no_grad()
+    def evaluate(self, preferences: Source) -> dict[str, float]:
+        """Means over preferences that are not learnt from.
+
+        The reference is asked the first time and remembered: call this before training too, or pass `reference`.
+
+        Returns:
+            loss, accuracy (share of pairs whose chosen completion has the higher implied reward) and the other metrics
+            of training.
+
+        Raises:
+            ValueError: as in `load`.
+        """
+        rows = self._read(preferences)
+        kept = self.data, self.texts, self.ref_logp
+        self.data, self.texts = rows, [self._texts_of(row) for row in rows]
+        try:
+            key = fingerprint(text for texts in self.texts for text in texts)
+            if not self.config.reference_free and key not in self._held_out:
+                self._held_out[key] = self._reference_logp()
+            self.ref_logp = self._held_out.get(key)
+            return self._measured(len(rows))
+        finally:
+            self.data, self.texts, self.ref_logp = kept
+
+    def _measured(self, n: int) -> dict[str, float]:
+        """The metrics of the first n rows, in batches."""
+        totals: dict[str, float] = {}
+        for places in torch.arange(n).split(self.config.micro_batch_rows or 64):
+            loss, shares = self.loss(self._batch(places).to(self.policy.device), places, n)
+            for name, value in ({"loss": loss} | shares).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
 
     def loss(self, batch: TextBatch, rows: Tensor, denominator: float) -> tuple[Tensor, dict[str, Any]]:
         """`dpo_loss` of some pairs, and where their implied rewards stand."""

@@ -136,7 +136,7 @@ class Fragments(Steps):
         names = [f.name for f in fields(Steps) if f.name not in ("valid", "groups", "infos")]
         parts = {name: self.each(x) for name in names if (x := getattr(self, name)) is not None}
         rows = torch.arange(len(parts["mask"]), device=self.mask.device)
-        return Steps(**parts, valid=torch.ones_like(rows, dtype=torch.bool), groups=rows)
+        return Steps(**parts, valid=torch.ones_like(rows, dtype=torch.bool), groups=rows)  # type: ignore[arg-type]
 
     def each(self, x: Tensor) -> Tensor:
         """What belongs to the actions that count, in the order of `steps()`: [B, N, …] -> [M, 1, …]."""

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-AGENTS = ("grpo", "ppo", "reinforce")
+AGENTS = ("grpo", "ppo", "reinforce", "sft", "dpo", "reward-model")
+OFFLINE = ("sft", "dpo", "reward-model")
 HELP = """\
 usage: llmgym COMMAND [OPTIONS]
 
@@ -20,6 +21,10 @@ commands:
   train grpo        train with group relative policy optimisation
   train ppo         train with proximal policy optimisation
   train reinforce   train with the Monte-Carlo policy gradient
+  train sft         supervised fine-tuning on demonstrations
+  train dpo         train on preferences directly
+  train reward-model
+                    fit a reward model to preferences
   eval              score a policy on held-out problems
   pairs             sample pairs of completions to be labelled
   label             say which of two completions is better: a person, a rule or a file
@@ -68,7 +73,8 @@ def _train(words: list[str]) -> int:
     if not words or words[0] not in AGENTS:
         named = f"unknown agent {words[0]!r}" if words else "llmgym train needs an agent"
         raise ValueError(f"{named}: choose {', '.join(AGENTS[:-1])} or {AGENTS[-1]}, as in llmgym train {AGENTS[0]}")
-    return _run("llmgym.commands.train")(words[0], words[1:])
+    module = "train_offline" if words[0] in OFFLINE else "train"
+    return _run(f"llmgym.commands.{module}")(words[0], words[1:])
 
 
 def _run(module: str) -> Callable[..., int]:

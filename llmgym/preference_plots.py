@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llmgym.plots import running_mean
+
 BLUE, RED, GREEN, PURPLE, GREY, INK = "#4269d0", "#ff725c", "#3ca951", "#a463f2", "#6b7280", "#111827"
 
 
@@ -56,6 +58,30 @@ def _mean(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
 def _judge(row: Mapping[str, Any]) -> tuple[float, float, float]:
     found = row.get("reward_model", {})
     return tuple(found.get(name, np.nan) for name in ("accuracy", "accuracy_low", "accuracy_high"))  # type: ignore[return-value]
+
+
+def offline_curve(records: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
+    """Loss, and accuracy and margin where there are pairs, of every optimiser step against the rows learnt from.
+
+    Args:
+        records: metrics of the steps, in their order; without any, nothing is drawn.
+        path: the PNG file, replaced in one step.
+        title: over the picture.
+    """
+    labels = {"loss": "loss", "accuracy": "accuracy of the batch", "margin": "margin, chosen over rejected"}
+    shown = [(name, label) for name, label in labels.items() if records and name in records[0]]
+    if not shown:
+        return
+    figure, axes = canvas(len(shown), title)
+    x = np.array([record["timesteps"] for record in records], float)
+    for axis, (name, label), colour in zip(axes, shown, (BLUE, GREEN, PURPLE), strict=False):
+        y = np.array([record[name] for record in records], float)
+        axis.plot(x, y, ".", color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
+        axis.plot(x, running_mean(y, 3 + 2 * (len(y) // 40)), color=colour, linewidth=1.8)
+        dress(axis, label, "rows")
+        if name == "accuracy":
+            share(axis)
+    save(figure, path)
 
 
 def canvas(panels: int, title: str = "", width: float = 3.6, height: float = 3.2) -> tuple[Any, np.ndarray]:

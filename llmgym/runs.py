@@ -73,6 +73,10 @@ class RunFolder:
         table = {when: {how: score.as_dict() for how, score in row.items()} for when, row in scores.items()}
         write_json(self.path / "evaluation.json", finite(table))
 
+    def write_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """`evaluation.json`: numbers measured "before" and "after", on held-out rows."""
+        write_json(self.path / "evaluation.json", finite(scores))
+
     def write_samples(self, before: Sequence[Completion], after: Sequence[Completion] | None = None) -> None:
         """`samples.md`: the same prompts answered before and after training, side by side."""
         write_text(self.path / "samples.md", samples_table(before, after))

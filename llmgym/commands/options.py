@@ -37,6 +37,7 @@ class EnvOptions:
     stop: str | None = None  # env block only: a block ends with this text (\n: newline), or at "[low, high]" tokens
     banned_tokens: tuple[str, ...] = ()  # tokens that may never be chosen
     min_new_tokens: int = 0  # tokens before the end-of-text token becomes legal
+    reward: str | None = None  # folder of a reward model, to learn from in place of the task's reward
 
     def make(self, tokenizer: str, split: str = "train") -> gym.Env:
         """The environment, with the model's own tokenizer.
@@ -49,7 +50,7 @@ class EnvOptions:
             raise ValueError(
                 f"unknown env {self.env!r}: choose {', '.join(UNITS)} or the id of a registered environment"
             )
-        blocks = {"block_size": self.block_size, "stop": _stop(self.stop)}
+        optional = {"block_size": self.block_size, "stop": _stop(self.stop), "reward": _reward_folder(self.reward)}
         try:
             env = gym.make(
                 env_id,
@@ -61,7 +62,7 @@ class EnvOptions:
                 max_new_tokens=self.max_new_tokens,
                 banned_tokens=self.banned_tokens,
                 min_new_tokens=self.min_new_tokens,
-                **{name: value for name, value in blocks.items() if value is not None},
+                **{name: value for name, value in optional.items() if value is not None},
             )
         except TypeError as error:  # a keyword that this task or environment does not have
             reason = error.__cause__ or error  # Gymnasium adds a list of all arguments
@@ -82,6 +83,7 @@ class EnvOptions:
         known["banned_tokens"] = tuple(known.get("banned_tokens", ()))
         if "stop" in known and not isinstance(known["stop"], str):
             known["stop"] = json.dumps(known["stop"])
+        known.pop("reward", None)  # accuracy is the task's business, whatever was learnt from
         return cls(**known, env=units.get(spec["id"], spec["id"]))
 
 
@@ -106,7 +108,8 @@ def parse(options: type[T], words: list[str], *, prog: str, default: T, prefixes
 def policy_folder(name: str) -> str:
     """The policy that a run folder holds; any other name as it is."""
     inside = Path(name) / "policy"
-    return str(inside) if (inside / "config.json").is_file() else name
+    known = ("config.json", "adapter_config.json")  # a whole model, or adapters
+    return str(inside) if any((inside / file).is_file() for file in known) else name
 
 
 def check_positive(**values: float | None) -> None:
@@ -148,6 +151,12 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"task_options must be a JSON object such as '{{\"digits\": 2}}', got {text!r}")
     return value
+
+
+def _reward_folder(name: str | None) -> str | None:
+    """The reward model that a run folder holds; any other name as it is."""
+    inside = Path(name or "") / "policy"
+    return str(inside) if name and (inside / "reward_model.json").is_file() else name
 
 
 def _stop(text: str | None) -> Any:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -17,6 +14,7 @@ from llmgym.agents.metrics import Metrics
 from llmgym.agents.policies import NETS
 from llmgym.batch import Batch
 from llmgym.commands import report
+from llmgym.commands.interrupts import CtrlC
 from llmgym.commands.options import EnvOptions, check_positive, parse, plain_warnings, policy_folder, prepare
 from llmgym.evaluation import Completion, Score, complete, draw_problems, evaluate
 from llmgym.policy import LMPolicy
@@ -98,7 +96,7 @@ class _Job:
         self.agent, self.options, self.folder, self.held_out = agent, options, folder, held_out
         self.scores: dict[str, dict[str, Score]] = {}
         self.samples: dict[str, list[Completion]] = {}
-        self.ctrl_c = _CtrlC()
+        self.ctrl_c = CtrlC()
 
     def run(self) -> bool:
         """Evaluate, train, evaluate; returns whether it was interrupted."""
@@ -194,31 +192,3 @@ def _announce(name: str, agent: Agent, options: TrainOptions, folder: RunFolder)
         f"task {env.task}, {config.prompts} prompts x {config.samples} samples a step, seed {config.seed}"
     )
     report.say(f"run folder: {folder.path}")
-
-
-class _CtrlC:
-    """What Ctrl-C does while a run works, as a number: how many of them are only noted before one interrupts.
-
-    0 while evaluating. 1 while training, where `asked` is looked at after each step. Without limit while files are
-    being completed, which takes seconds.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.patience = 0, 0.0
-        self._main = threading.current_thread() is threading.main_thread()  # signals go to no other thread
-
-    def __enter__(self) -> _CtrlC:
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self.asked += 1
-        if self.asked > self.patience:
-            raise KeyboardInterrupt
-        if self.patience == 1:  # os.write, for the signal may have come in the middle of a print
-            os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
