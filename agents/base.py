@@ -63,7 +63,7 @@ class Agent(Learner):
         if self.config.seed is not None:
             self.policy.seed(self.config.seed)
         self.dropped_rows = 0
-        self.beta = self.config.beta
+        self.beta = self.config.beta or 0.0
         self.reference = self._reference(reference) if self.beta > 0 else None
         self.episodes: deque[tuple[float, float]] = deque(maxlen=100)  # return and length of the last ones, in play
 
@@ -285,7 +285,7 @@ class Agent(Learner):
             return Episodes(env, self.config)
         if not self.plays_any_environment:
             raise ValueError(f"{type(self).__name__} acts on text environments, with a language model as its policy")
-        if self.config.beta > 0:
+        if self.config.beta:
             raise ValueError(f"beta must be 0 without a language model, got {self.config.beta}")
         return self._play(env)
 

@@ -37,7 +37,7 @@ class AgentConfig(LearnerConfig):
     epochs: int | None = 1  # passes over a batch
     minibatches: int | None = 1  # optimiser steps a pass
     temperature: float = 1.0  # of sampling, and of the log-probs trained on
-    beta: float = 0.0  # weight of the KL to the frozen reference, reward per nat; 0 needs no reference
+    beta: float | None = 0.0  # weight of the KL to the frozen reference, reward per nat; 0 needs no reference
     kl: Literal["k1", "k2", "k3", "exact"] = "k1"  # per token: an estimate (Schulman 2020), or over the vocabulary
     # The KL as a penalty of each action's reward (RLHF, Ouyang et al. 2022) or as a term of the loss (GRPO).
     kl_in: Literal["reward", "loss"] = "reward"

@@ -45,7 +45,7 @@ class PPOConfig(AgentConfig):
     length_normalized_ratio: bool = False  # ratio to the power 1 / tokens of the action (GSPO, Zheng et al. 2025)
     # On text: a value head on the policy's own model ("shared"), or on a copy with parameters of its own ("separate").
     critic: Literal["shared", "separate"] = "shared"
-    beta: float | None = None  # type: ignore[assignment]  # weight of the KL to the reference; None: 0.05 on text, else 0
+    beta: float | None = None  # weight of the KL to the reference; None: 0.05 on text, else 0
 
     def __post_init__(self):
         super().__post_init__()

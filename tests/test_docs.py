@@ -10,10 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from tyro import MISSING
 
 import llmgym.tasks
-from llmgym.agents import GRPO, REINFORCE
-from llmgym.commands import eval, train
+from llmgym.agents import GRPO, PPO, REINFORCE
+from llmgym.commands import eval, label, pairs, rlhf, train, train_offline
 from llmgym.commands.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -84,10 +85,13 @@ def test_the_map_names_every_page_and_every_example():
         assert f"`{example.name}`" in text, example
 
 
+_COMMAND = r"^ *(llmgym (?:train [\w-]+|eval|pairs|rlhf|label \S+\.jsonl)(?: +[-#].*)?)$"
+
+
 def commands() -> list[str]:
-    """Every command line of the pages and of the README that trains or evaluates."""
+    """Every command line of the pages and of the README."""
     texts = [page.read_text("utf-8") for page in (*PAGES, ROOT / "README.md")]
-    return [line for text in texts for line in re.findall(r"^ *(llmgym (?:train \w+|eval)(?: --.*)?)$", text, re.M)]
+    return [line for text in texts for line in re.findall(_COMMAND, text, re.M)]
 
 
 @pytest.mark.parametrize("command", sorted(set(commands())))
@@ -96,9 +100,19 @@ def test_every_command_line_can_be_parsed(command, tmp_path, monkeypatch):
     words = shlex.split(command, comments=True)[1:]
     if words[0] == "eval":
         eval._options(words[1:])
-        return
-    config = train.AGENTS[words[1]].config_class
-    parse(train.TrainOptions[config], words[2:], prog="llmgym", default=train.TrainOptions(agent=config()))
+    elif words[0] == "pairs":
+        pairs._options(words[1:])
+    elif words[0] == "rlhf":
+        parse(rlhf.RLHFOptions, words[1:], prog="llmgym", default=rlhf.RLHFOptions(), prefixes=True)
+    elif words[0] == "label":
+        parse(label.LabelOptions, words[1:], prog="llmgym", default=label.LabelOptions(MISSING, MISSING))
+    elif words[1] in train_offline.LEARNERS:
+        config = train_offline.LEARNERS[words[1]].config_class
+        default = train_offline.OfflineOptions(train_offline.DataOptions(MISSING), config())
+        parse(train_offline.OfflineOptions[config], words[2:], prog="llmgym", default=default)
+    else:
+        config = train.AGENTS[words[1]].config_class
+        parse(train.TrainOptions[config], words[2:], prog="llmgym", default=train.TrainOptions(agent=config()))
 
 
 def test_every_task_is_documented():
@@ -115,7 +129,11 @@ def documented_metrics(page: str) -> set[str]:
 @pytest.mark.filterwarnings("default::RuntimeWarning")
 @pytest.mark.parametrize(
     ("agent", "page", "config"),
-    [(GRPO, "grpo.md", {"prompts": 2, "samples": 4}), (REINFORCE, "reinforce.md", {"prompts": 8, "baseline": "value"})],
+    [
+        (GRPO, "grpo.md", {"prompts": 2, "samples": 4}),
+        (PPO, "ppo.md", {"prompts": 2, "samples": 4, "target_kl": 1e-9, "kl_target": 6.0}),
+        (REINFORCE, "reinforce.md", {"prompts": 8, "baseline": "value"}),
+    ],
 )
 def test_every_metric_is_documented_and_none_else(agent, page, config):
     env = gym.make("llmgym/TokenMDP-v0", max_new_tokens=16)
