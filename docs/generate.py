@@ -61,7 +61,8 @@ def field_table(config: type, flags: bool = False) -> str:
     rows, hints = [], get_type_hints(config)
     for field in fields(config):
         name = f"--{field.name.replace('_', '-')}" if flags else field.name
-        default = f"`{field.default}`" if flags and field.default not in (None, (), "", MISSING) else _default(field.default)
+        plain = flags and field.default not in (None, (), "", MISSING)
+        default = f"`{field.default}`" if plain else _default(field.default)
         rows.append((name, default, comment(config, field.name) + _choices(config, field.name, hints)))
     return table("Flag" if flags else "Field", rows)
 

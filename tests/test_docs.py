@@ -85,7 +85,7 @@ def test_the_map_names_every_page_and_every_example():
         assert f"`{example.name}`" in text, example
 
 
-_COMMAND = r"^ *(llmgym (?:train [\w-]+|eval|pairs|rlhf|label \S+\.jsonl)(?: +[-#].*)?)$"
+_COMMAND = r"^ *(llmgym (?:train [\w-]+|eval|pairs|rlhf|label \S+\.jsonl)(?: +[-#](?!.*OPTIONS).*)?)$"
 
 
 def commands() -> list[str]:
@@ -131,7 +131,7 @@ def documented_metrics(page: str) -> set[str]:
     ("agent", "page", "config"),
     [
         (GRPO, "grpo.md", {"prompts": 2, "samples": 4}),
-        (PPO, "ppo.md", {"prompts": 2, "samples": 4, "target_kl": 1e-9, "kl_target": 6.0}),
+        (PPO, "ppo.md", {"prompts": 8, "samples": 4, "target_kl": 1e-9, "kl_target": 6.0}),
         (REINFORCE, "reinforce.md", {"prompts": 8, "baseline": "value"}),
     ],
 )
