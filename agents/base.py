@@ -254,16 +254,18 @@ class Agent(Learner):
         return totals.mean()
 
     def _step(self, whole: Part, rows: Tensor, totals: Means, limit: float) -> bool:
-        denominator = self.denominator(whole.batch.select(rows))
+        micro_batches = whole.parts(rows, self.config.micro_batch_rows)
+        only = whole.select(rows) if len(micro_batches) == 1 else None
+        denominator = self.denominator(whole.batch.select(rows) if only is None else only.batch)
 
         def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            part = whole.select(micro)
+            part = whole.select(micro) if only is None else only
             evaluation = self._evaluate(part)
             old_logp = evaluation.logp.detach() if part.old_logp is None else part.old_logp
             value, metrics = self.loss(part, evaluation, old_logp, denominator)
             return value, metrics | measure(part.batch, evaluation, old_logp)
 
-        return self._gradient_step(whole.parts(rows, self.config.micro_batch_rows), loss, totals, limit)
+        return self._gradient_step(micro_batches, loss, totals, limit)
 
     def _evaluate(self, part: Part) -> Evaluation:
         if not isinstance(part.batch, TextBatch):
