@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from llmgym.agents.environments import saved_env, spec_json
 from llmgym.agents.optimizer import load_optimizer, save_optimizer
 from llmgym.files import atomic_folder, read_json, write_json
+from llmgym.nets import NetPolicy
 
 
 def save_agent(agent: Any, path: str | Path) -> None:
@@ -37,13 +38,14 @@ def load_agent(cls: type, path: str | Path, env: Any, config: dict[str, Any], **
         **more: further arguments of the constructor.
     """
     folder, saved = Path(path), described(path, cls.__name__)
-    policy = saved.get("policy") or str(folder)
     env = saved_env(saved, path) if env is None else env
     # Adapters come with the folder's model: none are to be added.
-    agent = cls(policy, env, **more, **(saved["config"] | {"lora": 0} | config))
+    settings = saved["config"] | {"lora": 0} | config
+    policy: Any = str(folder)
     if saved.get("policy"):
-        agent.policy.load_weights(folder)
-    elif hasattr(agent.policy, "load_value_head"):
+        policy = NetPolicy.load(folder, env, device=settings["device"], dtype=settings["dtype"])
+    agent = cls(policy, env, **more, **settings)
+    if hasattr(agent.policy, "load_value_head"):
         agent.policy.load_value_head(folder)
     load_optimizer(agent.optimizer, folder / "optimizer.safetensors")
     agent._load_more(folder)

@@ -14,7 +14,7 @@ from llmgym.agents.config import AgentConfig, check_least, check_unit
 from llmgym.agents.credit import ends
 from llmgym.agents.metrics import Metrics
 from llmgym.agents.part import Part
-from llmgym.batch import Batch, Evaluation
+from llmgym.batch import Batch, Evaluation, Fragments
 from llmgym.losses import Normalize, aggregate, reinforce_loss, value_loss
 from llmgym.returns import discounted_returns, group_advantages
 
@@ -58,10 +58,15 @@ class REINFORCE(Agent):
     plays_any_environment = True
 
     def advantages(self, batch: Batch, metrics: Metrics) -> Tensor:
-        """Return to go of each action, less the mean of the other rows' returns if that is the baseline; [B, N]."""
+        """Return to go of each action, less the mean of the other rows' returns if that is the baseline; [B, N].
+
+        In play, where rewards come along the way, that is the mean of their returns to go at the same step.
+        """
         returns = discounted_returns(batch.rewards, batch.mask, gamma=self.config.gamma, **ends(batch, None))
         if self.config.baseline != "mean" or len(batch) < 2:  # a row alone has no other rows
             return returns
+        if isinstance(batch, Fragments):
+            return returns - mean_of_others(returns, batch.mask)
         one_group = torch.zeros_like(batch.groups)
         centred = group_advantages(batch.returns, one_group, normalize="none", baseline="leave_one_out")
         return returns - (batch.returns - centred)[:, None]
@@ -96,3 +101,10 @@ class REINFORCE(Agent):
 
     def _needs_values(self) -> Any:
         return "shared" if self.config.baseline == "value" else False
+
+
+def mean_of_others(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the other rows that have an action at the same step, [B, N]; 0 where there is none, or no action."""
+    x = x.masked_fill(~mask, 0.0)
+    others = mask.sum(0) - 1
+    return ((x.sum(0) - x) / others.clamp(min=1)).masked_fill(~mask | (others < 1), 0.0)
