@@ -18,7 +18,7 @@ from llmgym.losses import Normalize, aggregate, ppo_loss, value_loss
 from llmgym.returns import gae
 
 ON_TEXT = {"gamma": 1.0, "lam": 1.0, "epochs": 2, "minibatches": 2, "beta": 0.05}
-ELSEWHERE = {"gamma": 0.99, "lam": 0.95, "epochs": 10, "minibatches": 4, "beta": 0.0}
+ELSEWHERE = {"gamma": 0.99, "lam": 0.95, "epochs": 10, "minibatches": 16, "beta": 0.0}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PPOConfig(AgentConfig):
     """Settings of PPO. Those that are None by default suit the policy: on text they are not as elsewhere."""
 
     epochs: int | None = None  # passes over a batch; None: 2 on text, 10 elsewhere
-    minibatches: int | None = None  # optimiser steps a pass; None: 2 on text, 4 elsewhere
+    minibatches: int | None = None  # optimiser steps a pass; None: 2 on text, 16 elsewhere
     num_envs: int = 8  # rows of an "MlpPolicy" or "CnnPolicy"; on text they are prompts x samples
     n_steps: int = 128  # actions a row takes in a batch, same policies; on text a row is an episode
     gamma: float | None = None  # discount an action; None: 1 on text (only 1 keeps granularities identical), else 0.99

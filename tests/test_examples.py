@@ -34,6 +34,18 @@ def test_quickstart_earns_the_same_at_every_granularity():
     assert len(returns) == 3 and len({value for _, value in returns}) == 1
 
 
+def test_the_classic_snippet_runs_with_both_libraries():
+    said = run("00_cartpole.py", "--steps", "600", "--episodes", "2")
+    assert len(re.findall(r"│ (?:stable-baselines3|llmgym) +│ +\d+ ± \d+", said)) == 2
+
+
+@pytest.mark.slow
+def test_the_pole_is_balanced_after_ten_thousand_steps():
+    said = run("00_cartpole.py", timeout=300)
+    theirs, ours = (int(x) for x in re.findall(r"│ +(\d+) ± \d+", said))
+    assert ours >= 400 <= theirs + 100, said
+
+
 def test_the_oracle_says_what_its_docstring_says():
     rows = [re.findall(r"[\d.]+", line) for line in run("05_exact_oracle.py").splitlines() if "│" in line]
     values = [[float(x) for x in row[-5:]] for row in rows]
