@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -63,8 +64,9 @@ class DPO(Offline):
     def __init__(
         self, policy: Any, env: Any, preferences: Source | None = None, *, reference: Any = None, **config: Any
     ):
-        self._reference, self.ref_logp = reference, None
-        self._held_out: dict[str, Tensor] = {}  # fingerprint of preferences that were evaluated -> log-probs
+        self._reference = reference
+        self.ref_logp: Tensor | None = None
+        self._held_out: dict[str, Tensor | None] = {}  # by fingerprint: log-probs of preferences that were evaluated
         super().__init__(policy, env, preferences, **config)
 
     @classmethod
@@ -91,6 +93,10 @@ class DPO(Offline):
             agent._take(preferences)
         return agent
 
+    def loss(self, batch: TextBatch, rows: Tensor, denominator: float) -> tuple[Tensor, dict[str, Any]]:
+        """`dpo_loss` of some pairs, and where their implied rewards stand."""
+        return self._loss(batch, None if self.ref_logp is None else self.ref_logp[rows], denominator)
+
     @torch.no_grad()
     def evaluate(self, preferences: Source) -> dict[str, float]:
         """Means over preferences that are not learnt from.
@@ -104,61 +110,55 @@ class DPO(Offline):
         Raises:
             ValueError: as in `load`.
         """
-        rows = self._read(preferences)
-        kept = self.data, self.texts, self.ref_logp
-        self.data, self.texts = rows, [self._texts_of(row) for row in rows]
-        try:
-            key = fingerprint(text for texts in self.texts for text in texts)
-            if not self.config.reference_free and key not in self._held_out:
-                self._held_out[key] = self._reference_logp()
-            self.ref_logp = self._held_out.get(key)
-            return self._measured(len(rows))
-        finally:
-            self.data, self.texts, self.ref_logp = kept
-
-    def _measured(self, n: int) -> dict[str, float]:
-        """The metrics of the first n rows, in batches."""
+        texts = [self._texts_of(row) for row in self._read(preferences)]
+        key = fingerprint(text for pair in texts for text in pair)
+        if key not in self._held_out:
+            self._held_out[key] = self._reference_logp(texts)
         totals: dict[str, float] = {}
-        for places in torch.arange(n).split(self.config.micro_batch_rows or 64):
-            loss, shares = self.loss(self._batch(places).to(self.policy.device), places, n)
-            for name, value in ({"loss": loss} | shares).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+        for places in torch.arange(len(texts)).split(self.config.micro_batch_rows or 64):
+            batch, ref = self._stacked([texts[i] for i in places.tolist()]), self._held_out[key]
+            _, shares = self._loss(batch.to(self.policy.device), None if ref is None else ref[places], len(texts))
+            totals = {name: totals.get(name, 0.0) + float(share) for name, share in shares.items()}
         return totals
 
-    def loss(self, batch: TextBatch, rows: Tensor, denominator: float) -> tuple[Tensor, dict[str, Any]]:
-        """`dpo_loss` of some pairs, and where their implied rewards stand."""
+    def _loss(self, batch: TextBatch, ref_logp: Tensor | None, denominator: float) -> tuple[Tensor, dict[str, Any]]:
+        """`loss` of pairs whose completions have these log-probs under the reference, [b, 2]; None: they count as 0."""
         c, logp, n = self.config, completion_logp(self.policy, batch), batch.n_tokens[:, 0]
-        chosen, rejected = logp.chunk(2)
-        ref = (None, None) if c.reference_free else self._ref_of(rows).unbind(1)
-        lengths = n.chunk(2) if c.length_normalized else (None, None)
-        options = {"beta": c.beta, "kind": c.kind, "label_smoothing": c.label_smoothing, "margin": c.margin}
-        named = {"chosen_lengths": lengths[0], "rejected_lengths": lengths[1], "denominator": denominator}
-        loss = dpo_loss(chosen, rejected, *ref, **options, **named)
+        (chosen, rejected), lengths = logp.chunk(2), n.chunk(2) if c.length_normalized else (None, None)
+        ref = None if ref_logp is None else ref_logp.t().to(logp)
+        loss = dpo_loss(
+            chosen,
+            rejected,
+            *((None, None) if ref is None else ref),
+            beta=c.beta,
+            kind=c.kind,
+            label_smoothing=c.label_smoothing,
+            margin=c.margin,
+            chosen_lengths=lengths[0],
+            rejected_lengths=lengths[1],
+            denominator=denominator,
+        )
         if c.sft_weight:
-            loss = loss - c.sft_weight * (chosen / n[: len(rows)]).sum() / denominator
-        return loss, {"loss": loss.detach()} | self._shares(logp.detach(), n, rows, denominator)
+            loss = loss - c.sft_weight * (chosen / n[: len(chosen)]).sum() / denominator
+        log_ratio = logp.detach() if ref is None else logp.detach() - ref.flatten()
+        return loss, {"loss": loss.detach()} | self._shares(logp.detach(), log_ratio, n, denominator)
 
-    def _shares(self, logp: Tensor, n_tokens: Tensor, rows: Tensor, denominator: float) -> dict[str, Tensor]:
-        """Shares of the metrics; the first half of `logp` [2b] is of chosen completions."""
-        c = self.config
-        log_ratio = logp if c.reference_free else logp - self._ref_of(rows).t().flatten()
-        rewards = c.beta * (log_ratio / n_tokens if c.length_normalized else log_ratio)
+    def _shares(self, logp: Tensor, log_ratio: Tensor, n_tokens: Tensor, denominator: float) -> dict[str, Tensor]:
+        """Shares of the metrics; the first halves, [2b], are of chosen completions."""
+        rewards = self.config.beta * (log_ratio / n_tokens if self.config.length_normalized else log_ratio)
         chosen, rejected = rewards.chunk(2)
+        chosen_logp, rejected_logp = logp.chunk(2)
         per_pair = {
             "accuracy": (1 + (chosen - rejected).sign()) / 2,  # a tie counts half
             "margin": chosen - rejected,
             "chosen_reward": chosen,
             "rejected_reward": rejected,
-            "chosen_logp": logp[: len(rows)],
-            "rejected_logp": logp[len(rows) :],
+            "chosen_logp": chosen_logp,
+            "rejected_logp": rejected_logp,
             "drift": (log_ratio / n_tokens).abs().view(2, -1).mean(0),
         }
         sums = torch.stack(list(per_pair.values())).sum(1) / denominator
         return dict(zip(per_pair, sums, strict=True))
-
-    def _ref_of(self, rows: Tensor) -> Tensor:
-        assert self.ref_logp is not None
-        return self.ref_logp[rows].to(self.policy.device)
 
     def _read(self, source: Source) -> list[Preference]:
         return read_preferences(source, self.mdp)
@@ -170,18 +170,21 @@ class DPO(Offline):
     def _take(self, source: Source) -> None:
         before = self.fingerprint
         super()._take(source)
-        if not self.config.reference_free and (self.ref_logp is None or self.fingerprint != before):
-            self.ref_logp = self._reference_logp()
+        if self.ref_logp is None or self.fingerprint != before:
+            self.ref_logp = self._reference_logp(self.texts)
 
     @torch.no_grad()
-    def _reference_logp(self) -> Tensor:
-        """log π_ref of the chosen and the rejected completion of every pair, nats, [n, 2] on the CPU."""
-        longest = torch.tensor([max(len(text.tokens) for text in pair) for pair in self.texts])
-        out = torch.zeros(len(self.texts), 2, dtype=torch.promote_types(self.policy.dtype, torch.float32))
+    def _reference_logp(self, texts: Sequence[tuple[Text, ...]]) -> Tensor | None:
+        """log π_ref of the chosen and the rejected completion of pairs, nats, [n, 2] on the CPU; None without one."""
+        if self.config.reference_free:
+            return None
+        longest = torch.tensor([max(len(text.tokens) for text in pair) for pair in texts])
+        out = torch.zeros(len(texts), 2, dtype=torch.promote_types(self.policy.dtype, torch.float32))
         reference = self._make_reference()
-        for rows in by_length(longest, torch.arange(len(longest)), self.config.micro_batch_rows or 64):
+        for rows in by_length(longest, torch.arange(len(texts)), self.config.micro_batch_rows or 64):
             with adapters_off(reference.model):
-                out[rows] = completion_logp(reference, self._batch(rows)).view(2, -1).t().to(out)
+                logp = completion_logp(reference, self._stacked([texts[i] for i in rows.tolist()]))
+            out[rows] = logp.view(2, -1).t().to(out)
         return out
 
     def _make_reference(self) -> Any:

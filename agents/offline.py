@@ -224,7 +224,10 @@ class Offline(Learner):
 
     def _batch(self, places: Tensor) -> TextBatch:
         """The texts of some rows, as `loss` takes them."""
-        texts = [self.texts[i] for i in places.tolist()]
+        return self._stacked([self.texts[i] for i in places.tolist()])
+
+    def _stacked(self, texts: Sequence[tuple[Text, ...]]) -> TextBatch:
+        """The first text of each row, then the second of each, and so on."""
         return batch_of([text for column in zip(*texts, strict=True) for text in column], self.mdp)
 
     def _parts(self, batch: TextBatch, n_rows: int) -> list[Tensor]:
