@@ -179,7 +179,7 @@ def _draw_counts(axes: Any, bins: Sequence[Bin]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     width = bins[0].high - bins[0].low
-    axes.bar([b.low for b in bins], [b.count for b in bins], 0.94 * width, align="edge", color=_BLUE, alpha=0.55)
+    axes.bar([b.low for b in bins], [b.count for b in bins], 0.94 * width, align="edge", color="#a7b6e9")
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 

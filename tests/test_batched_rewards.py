@@ -96,7 +96,7 @@ def test_one_call_for_all_rows_that_end_together(toy):
 def states_of(mdp, texts):
     """A finished state for each text."""
     start = mdp.start(Problem("ab=", "ab"))
-    return [start.extended(mdp.codec.encode_text(text) + (EOS,), finish_reason="eos") for text in texts]
+    return [start.extended((*mdp.codec.encode_text(text), EOS), finish_reason="eos") for text in texts]
 
 
 def test_outcomes_are_what_outcome_returns_or_raises(toy):
