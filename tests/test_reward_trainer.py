@@ -157,12 +157,9 @@ def test_probabilities_approach_those_of_the_labeller():
     assert np.abs(sigmoid(margins()) - wanted).max() > 0.3
     trainer.learn(epochs=100)
     assert np.abs(sigmoid(margins()) - wanted).max() < 0.06
-    assert trainer.evaluate(data)["log_loss"] == pytest.approx(_entropy(wanted), rel=0.05)
-
-
-def _entropy(p):
-    """The log loss of the labeller itself."""
-    return float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).mean())
+    labels = np.round(10 * wanted) / 10
+    best = -(labels * np.log(wanted) + (1 - labels) * np.log(1 - wanted)).mean()
+    assert trainer.evaluate(data)["log_loss"] == pytest.approx(best, rel=0.02)
 
 
 def test_what_is_learnt_from_pairs_carries_over_to_others(mdp):
