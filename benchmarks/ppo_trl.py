@@ -250,9 +250,7 @@ def show(rows: list[dict]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         numbers = (f"{row['seconds']:.3f}", f"{row['trl_seconds_ratio']:.2f}", f"{row['update_mb']:.0f}")
-        table.add_row(
-            SIDES[row["side"]], *numbers, f"{1 / row['trl_update_mb_ratio']:.2f}", f"{row['process_mb']:.0f}"
-        )
+        table.add_row(SIDES[row["side"]], *numbers, f"{1 / row['trl_update_mb_ratio']:.2f}", f"{row['process_mb']:.0f}")
     Console(width=110).print(table)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmgym.kernels import rows_of, swiglu, unit
 from llmgym.slots import SlotCache, Where, round_up
 
 # Below this many parameters, calling a kernel costs more than running it.
@@ -63,29 +64,40 @@ class FusedLlama:
         tree = PrefixTree(tokens, rows, places)
         turns = self._turns(tokens.shape[1])[tree.depth]
         layers = [self._fused(layer) for layer in self.model.model.layers]
-        states = self._norm(self._run(tree.ids, turns, layers, lambda i, turned: self._attend_texts(turned, tree)))
-        at = tree.node[rows, places]
-        return self.model.lm_head(states)[at] if logits else None, states[at] if hidden else None
+        wanted, at = tree.node[rows, places].unique(return_inverse=True)
+        x = self._run(tree.ids, turns, layers, lambda i, turned: self._attend_texts(turned, tree), wanted)
+        states = rows_of(self._norm(x), at)
+        return self.model.lm_head(states) if logits else None, states if hidden else None
 
-    def _run(self, ids: Tensor, turns: Tensor, layers: list[Layer], attend: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """The residual stream after all layers, [tokens, D]."""
+    def _run(
+        self,
+        ids: Tensor,
+        turns: Tensor,
+        layers: list[Layer],
+        attend: Callable[[int, Tensor], Tensor],
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """The residual stream after all layers, [tokens, D]; of the `wanted` tokens, if they are named."""
         x = F.embedding(ids.reshape(-1), self.model.model.embed_tokens.weight)
         root = x.new_tensor((self.width * self.eps) ** 0.5)
         for i, (qkv, bias, out, gate_up, down) in enumerate(layers):
-            projected = F.linear(_unit(x, root), qkv, bias).view(*turns.shape, 2)
+            projected = F.linear(unit(x, root), qkv, bias).view(*turns.shape, 2)
             turned = torch.view_as_real(torch.view_as_complex(projected) * turns).flatten(-2)
-            x = torch.addmm(x, attend(i, turned), out)
-            gate, up = F.linear(_unit(x, root), gate_up).chunk(2, -1)
-            x = torch.addmm(x, F.silu(gate) * up, down)
+            attended = attend(i, turned)
+            if wanted is not None and i == len(layers) - 1:  # nothing after this looks at other tokens
+                x, attended = rows_of(x, wanted), rows_of(attended, wanted)
+            x = torch.addmm(x, attended, out)
+            x = torch.addmm(x, swiglu(F.linear(unit(x, root), gate_up)), down)
         return x
 
     def _attend_texts(self, turned: Tensor, tree: PrefixTree) -> Tensor:
         """Causal attention within each text, from nodes [M, heads + 2 kv_heads, dim] to nodes [M, heads · dim]."""
-        texts = turned[tree.node].transpose(1, 2)
-        keys, values = texts[:, self.heads :: 2], texts[:, self.heads + 1 :: 2]
-        query, more = texts[:, : self.heads], self.heads != self.kv_heads
+        texts = rows_of(turned, tree.node).transpose(1, 2)
+        query, entries = texts.split([self.heads, 2 * self.kv_heads], 1)
+        keys, values = entries.unflatten(1, (-1, 2)).unbind(2)
+        more = self.heads != self.kv_heads
         out = F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=1.0, enable_gqa=more)
-        return out.transpose(1, 2).flatten(0, 1)[tree.first].flatten(1)
+        return rows_of(out.transpose(1, 2).flatten(0, 1), tree.first).flatten(1)
 
     def _attend(self, i: int, turned: Tensor, where: Where) -> Tensor:
         """Attention of `turned` [n q, heads, dim] over the cache, [n q, heads · dim]."""
@@ -169,11 +181,6 @@ class PrefixTree:
         found = np.concatenate(first)
         self.node, self.first = (torch.as_tensor(x, device=tokens.device) for x in (node, found))
         self.ids, self.depth = tokens.reshape(-1)[self.first], self.first % tokens.shape[1]
-
-
-def _unit(x: Tensor, root: Tensor) -> Tensor:
-    """x / sqrt(|x|² + D ε): an RMS norm whose weight and √D are folded into the next projection."""
-    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), root)
 
 
 def is_small_llama(model: Any) -> bool:

@@ -11,6 +11,7 @@ from worlds import tiny_model
 
 from llmgym.forward import CachedForward
 from llmgym.fused import FusedLlama, PrefixTree
+from llmgym.kernels import rows_of, swiglu, unit
 
 # Rows 0, 3 and 4 begin alike, rows 0 and 4 are equal throughout; what follows a row's last place is padding.
 TEXTS = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 0, 0], [2, 2, 2, 1, 1, 0], [1, 2, 3, 0, 5, 6], [1, 2, 3, 4, 5, 6]]
@@ -63,3 +64,25 @@ def test_equal_beginnings_are_one_node():
     assert tree.node[0, 4] != tree.node[3, 4]  # the same token at the same place, after another one
     assert torch.equal(tree.ids[tree.node[3, :5]], TOKENS[3, :5])
     assert torch.equal(tree.depth[tree.node[3, :5]], torch.arange(5))
+
+
+def test_gradients_written_out_are_those_of_the_formulas():
+    x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    root = x.new_tensor(0.3)
+    torch.testing.assert_close(unit(x, root), x / (x.square().sum(-1, keepdim=True) + 0.09).sqrt())
+    torch.testing.assert_close(swiglu(x), F.silu(x[:, :4]) * x[:, 4:])
+    assert torch.autograd.gradcheck(lambda x: unit(x, root), x)
+    assert torch.autograd.gradcheck(swiglu, x)
+    index = torch.tensor([[2, 0], [2, 1]])
+    torch.testing.assert_close(rows_of(x.view(3, 2, 4), index), x.view(3, 2, 4)[index])
+    assert torch.autograd.gradcheck(lambda x: rows_of(x.view(3, 2, 4), index), x)
+    with torch.no_grad():  # acting
+        torch.testing.assert_close(unit(x, root), x / (x.square().sum(-1, keepdim=True) + 0.09).sqrt())
+
+
+def test_only_some_places_are_asked_for(exact_norms):
+    model = tiny_model("llama", 8, dtype=torch.float64).eval()
+    rows, places = torch.tensor([2, 0, 4]), torch.tensor([3, 2, 2])  # two of them are one node
+    ours, theirs = (form(model).score(TOKENS, rows, places, hidden=True) for form in (FusedLlama, CachedForward))
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-10)
+    assert torch.equal(ours[1][1], ours[1][2])
