@@ -145,7 +145,7 @@ class Fragments(Steps):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a policy says of a batch before it learns from it; nothing here carries a gradient.
+    """What a policy says of a batch before it learns from it; without gradient.
 
     Attributes:
         logp: log-prob of each action, nats, [B, N].
@@ -153,6 +153,8 @@ class Scored:
         bootstrap: value of the state after each row's last action, 0 where its episode had ended, [B]; or None.
         final_values: value of the state in which an outer limit cut an episode, [B, N]; None where rows are episodes.
         token_logp: log-prob of each token, nats, [B, T]; None where actions are no text.
+        evaluations: what all this was read from, where it was to be kept for the first gradient step: one of each
+            part that `by_length` makes of the rows, and these do carry a gradient.
     """
 
     logp: Tensor
@@ -160,6 +162,7 @@ class Scored:
     bootstrap: Tensor | None = None
     final_values: Tensor | None = None
     token_logp: Tensor | None = None
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class Evaluation:
         values: value of the state before the action; None without a value head.
         kl: KL estimate against the reference, formed per token and then summed; None without a reference.
         n_tokens: tokens of each action.
+        token_logp: log-prob of each token, nats, [B, T]; None where actions are no text.
     """
 
     logp: Tensor
@@ -180,6 +184,7 @@ class Evaluation:
     values: Tensor | None
     kl: Tensor | None
     n_tokens: Tensor
+    token_logp: Tensor | None = None
 
 
 def by_length(lengths: Tensor, rows: Tensor, most_rows: int = 0) -> list[Tensor]:

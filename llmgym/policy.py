@@ -185,29 +185,36 @@ class LMPolicy:
             values=None if values is None else places.spread(values).gather(1, first_token(index, n)),
             kl=None if divergence is None else sum_by_action(divergence, index, n),
             n_tokens=batch.n_tokens,
+            token_logp=chosen,
         )
 
-    @torch.no_grad()
-    def score(self, batch: TextBatch, rows_at_once: int = 0) -> Scored:
-        """What the policy says of a batch as it is now, in micro-batches of at most `rows_at_once` rows."""
+    def score(self, batch: TextBatch, rows_at_once: int = 0, *, keep: bool = False, entropy: bool = False) -> Scored:
+        """What the policy says of a batch as it is now, without gradient.
+
+        Args:
+            batch: rows to score.
+            rows_at_once: most rows in a forward pass; 0 sets no limit.
+            keep: also return the evaluations, with their gradient: the first step need not make them again.
+            entropy: whether these have one.
+        """
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         token_logp = torch.zeros(batch.tokens.shape, dtype=kind, device=self.device)
         values = torch.zeros(batch.mask.shape, dtype=kind, device=self.device) if self.value_head is not None else None
+        kept = []
         for rows in by_length(batch.lengths, torch.arange(len(batch)), rows_at_once):
-            part = batch.select(rows).to(self.device)
-            places = _Places(part)
-            logp, value = self._read(part, places)
-            chosen = places.spread(logp.gather(-1, places.tokens[:, None])[:, 0])
-            token_logp[rows, : chosen.shape[1]] = chosen.to(kind)
-            if values is not None and value is not None:
-                n = part.mask.shape[1]
-                values[rows, :n] = places.spread(value).gather(1, first_token(part.action_index, n)).to(kind)
-        index = batch.action_index.to(self.device)
+            with torch.set_grad_enabled(keep):
+                part = self.evaluate(batch.select(rows), entropy=entropy)
+            assert part.token_logp is not None
+            token_logp[rows, : part.token_logp.shape[1]] = part.token_logp.detach().to(kind)
+            if values is not None and part.values is not None:
+                values[rows, : part.values.shape[1]] = part.values.detach().to(kind)
+            kept.append(part)
         return Scored(
-            logp=sum_by_action(token_logp, index, batch.mask.shape[1]),
+            logp=sum_by_action(token_logp, batch.action_index.to(self.device), batch.mask.shape[1]),
             values=values,
             bootstrap=None if values is None else self._last_values(batch, values),
             token_logp=token_logp,
+            evaluations=tuple(kept) if keep else (),
         )
 
     def token_logp(self, batch: TextBatch, rows_at_once: int = 0) -> Tensor:
@@ -261,6 +268,7 @@ class LMPolicy:
         assert self.value_head is not None
         return self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0]
 
+    @torch.no_grad()
     def _last_values(self, batch: TextBatch, values: Tensor) -> Tensor:
         """V after the last action: of a row that an outer limit cut; an ended episode has none, 0. [B]"""
         out = values.new_zeros(len(batch))
