@@ -1,17 +1,26 @@
 """Agents: one file each; all follow the four verbs learn, predict, save, load."""
 
+from llmgym.agents.dpo import DPO, DPOConfig
 from llmgym.agents.grpo import GRPO, GRPOConfig
 from llmgym.agents.ppo import PPO, PPOConfig
 from llmgym.agents.reinforce import REINFORCE, ReinforceConfig
 from llmgym.agents.reward_trainer import RewardTrainer, RewardTrainerConfig
+from llmgym.agents.rlhf import RLHF, RLHFConfig
+from llmgym.agents.sft import SFT, SFTConfig
 
 __all__ = [
+    "DPO",
     "GRPO",
     "PPO",
     "REINFORCE",
+    "RLHF",
+    "SFT",
+    "DPOConfig",
     "GRPOConfig",
     "PPOConfig",
+    "RLHFConfig",
     "ReinforceConfig",
     "RewardTrainer",
     "RewardTrainerConfig",
+    "SFTConfig",
 ]
