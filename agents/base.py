@@ -147,7 +147,7 @@ class Agent(Learner):
             warnings.warn("every row of the batch was dropped: its scorer failed", RuntimeWarning, stacklevel=2)
             return metrics
         batch = batch.to(self.policy.device)
-        scored = self.policy.score(batch, self.config.micro_batch_rows) if self._needs_score() else None
+        scored = self._score(batch) if self._needs_score() else None
         batch = self._penalised(batch, scored, metrics)
         credit = self.credit(batch, scored, metrics)
         metrics |= self._optimize(self._part(batch, credit, scored))
@@ -217,6 +217,14 @@ class Agent(Learner):
             self.warn_once("every completion ran into max_new_tokens: none ended by itself")
         return metrics
 
+    def _score(self, batch: Any) -> Scored:
+        """What the policy says before the first step; a step on all rows at once begins with these very passes."""
+        c = self.config
+        if not isinstance(batch, TextBatch):
+            return self.policy.score(batch, c.micro_batch_rows)
+        keep = c.minibatches == 1 and c.micro_batch_rows == 0 and (self.reference is None or c.kl_in == "reward")
+        return self.policy.score(batch, c.micro_batch_rows, keep=keep, entropy=self._needs_entropy(self._measures(0)))
+
     def _penalised(self, batch: Any, scored: Scored | None, metrics: Metrics) -> Any:
         """The batch with β KL taken off the rewards, where the config puts it there."""
         c = self.config
@@ -239,38 +247,50 @@ class Agent(Learner):
         if isinstance(batch, Fragments):
             flat = {name: None if x is None else batch.each(x) for name, x in named.items()}
             return Part(batch.steps(), **flat)  # type: ignore[arg-type]
-        return Part(batch, **named, ref_logp=self.reference_logp(batch))  # type: ignore[arg-type]
+        kept = () if scored is None else scored.evaluations
+        return Part(batch, **named, ref_logp=self.reference_logp(batch), evaluations=kept)  # type: ignore[arg-type]
 
     def _optimize(self, whole: Part) -> Metrics:
+        """Every pass over the rows; what is reported are the means of the last one, where the policy has moved most."""
         config, totals, rows = self.config, Means(), len(whole.batch)
         limit = 1.5 * (getattr(config, "target_kl", None) or np.inf)
         generator = torch.Generator().manual_seed(int(self.rng.integers(2**31)))
         assert config.epochs is not None and config.minibatches is not None
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
+            measured, totals = self._measures(epoch), Means()
             order = torch.randperm(rows, generator=generator) if config.minibatches > 1 else torch.arange(rows)
             for chosen in order.chunk(config.minibatches):
-                if not self._step(whole, chosen, totals, limit):
+                if not self._step(whole, chosen, totals, limit, measured):
                     return totals.mean() | {"stopped_early": 1.0}
+                whole = replace(whole, evaluations=())  # of the parameters before the step
         return totals.mean()
 
-    def _step(self, whole: Part, rows: Tensor, totals: Means, limit: float) -> bool:
+    def _step(self, whole: Part, rows: Tensor, totals: Means, limit: float, measured: bool) -> bool:
         micro_batches = whole.parts(rows, self.config.micro_batch_rows)
         only = whole.select(rows) if len(micro_batches) == 1 else None
         denominator = self.denominator(whole.batch.select(rows) if only is None else only.batch)
+        entropy, kept = self._needs_entropy(measured), iter(whole.evaluations)
 
         def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
             part = whole.select(micro) if only is None else only
-            evaluation = self._evaluate(part)
+            evaluation = next(kept, None) or self._evaluate(part, entropy)
             old_logp = evaluation.logp.detach() if part.old_logp is None else part.old_logp
             value, metrics = self.loss(part, evaluation, old_logp, denominator)
-            return value, metrics | measure(part.batch, evaluation, old_logp)
+            return value, metrics | measure(part.batch, evaluation, old_logp) if measured else {}
 
         return self._gradient_step(micro_batches, loss, totals, limit)
 
-    def _evaluate(self, part: Part) -> Evaluation:
+    def _measures(self, epoch: int) -> bool:
+        # On small networks metrics cost as much as a quarter of a step.
+        return epoch + 1 == self.config.epochs or getattr(self.config, "target_kl", None) is not None
+
+    def _needs_entropy(self, measured: bool) -> bool:
+        return measured or getattr(self.config, "entropy", 0.0) > 0
+
+    def _evaluate(self, part: Part, entropy: bool) -> Evaluation:
         if not isinstance(part.batch, TextBatch):
-            return self.policy.evaluate(part.batch)
-        return self.policy.evaluate(part.batch, ref_logp=part.ref_logp, **self.kl_options)
+            return self.policy.evaluate(part.batch, entropy=entropy)
+        return self.policy.evaluate(part.batch, ref_logp=part.ref_logp, entropy=entropy, **self.kl_options)
 
     def _adapt_beta(self, batch: Any, metrics: Metrics) -> None:
         c = self.config

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from llmgym.batch import TextBatch, by_length
+from llmgym.batch import Evaluation, TextBatch, by_length
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Part:
     old_logp: Tensor | None = None  # None: the first step on fresh data, where it equals the current log-prob
     ref_logp: Tensor | None = None  # per token, [b, t]
     old_values: Tensor | None = None
+    evaluations: tuple[Evaluation, ...] = ()  # of `parts` of all rows by the parameters as they are; lost in `select`
 
     def select(self, rows: Tensor) -> Part:
         """Some of the rows, with padding trimmed as `Batch.select` trims it."""

@@ -213,6 +213,29 @@ def test_the_first_ratio_is_one():
     assert (seen[0] == 0).all() and (seen[-1] != 0).any()
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("config", [{"epochs": 1}, {"epochs": 3}, {"epochs": 2, "entropy": 0.1}, {"target_kl": 0.5}])
+@pytest.mark.parametrize("more", [{}, {"critic": "separate"}, {"lora": 2}], ids=["shared", "separate", "lora"])
+def test_the_first_step_begins_with_the_passes_that_scored(config, beta, more):
+    """A limit of all rows makes the same micro-batches, but nothing is kept: the same bits with one more pass each."""
+    if "lora" in more:
+        pytest.importorskip("peft")
+
+    def trained(micro_batch_rows):
+        settings = more | config | {"micro_batch_rows": micro_batch_rows, "beta": beta, "minibatches": 1}
+        world, told = rows(four_mdp(**TWO, max_prompt_tokens=5), 1), []
+        agent = PPO(tiny_model("llama"), world, prompts=2, samples=4, learning_rate=0.1, seed=0, **settings)
+        agent.learn(total_tokens=40, callback=lambda agent, metrics, batch: told.append(metrics))
+        return agent, [{k: metrics[k] for k in ("reward", "loss", "entropy", "ratio")} for metrics in told]
+
+    (kept, one), (anew, other) = trained(0), trained(8)
+    assert len(one) > 1 and one == other
+    assert torch.equal(flat(kept.policy.parameters()), flat(anew.policy.parameters()))
+    models = 2 if "critic" in more else 1
+    saved = anew.policy.counters.forward_passes - kept.policy.counters.forward_passes
+    assert saved == len(one) * models
+
+
 def test_a_separate_critic_has_parameters_of_its_own():
     mdp = four_mdp(**TWO | {"max_prompt_tokens": 5})
     agents = [
