@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -297,6 +299,14 @@ def test_a_trainers_folder_is_a_reward(mdp, toy, tmp_path):
 def test_the_same_seed_is_the_same_run(mdp):
     one, two = (trainer_of(mdp, batch_size=2).learn(epochs=2) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(one.policy.parameters(), two.policy.parameters(), strict=True))
+
+
+def test_every_metric_is_documented_and_none_else(mdp):
+    logged, text = {}, (Path(__file__).parent.parent / "docs" / "reward_model.md").read_text("utf-8")
+    trainer_of(mdp).learn(epochs=1, callback=lambda trainer, metrics, rows: logged.update(metrics))
+    table = text.split("### What is logged")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(logged)
 
 
 # --- the embedded model ---------------------------------------------------------------------------------------------
