@@ -84,6 +84,88 @@ def offline_curve(records: Sequence[Mapping[str, Any]], path: str | Path, *, tit
     save(figure, path)
 
 
+def frontier_picture(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
+    """True score against KL to the reference, a line a method over its β; and what was won and lost; in one step.
+
+    Args:
+        rows: policies, each with `name`, `method`, `beta` (NaN: none) and, over seeds, the means `true` (a share), `kl`
+            (nats an episode), `won` and `lost` (shares, against the reference) with `true_error` and `kl_error`.
+        path: the PNG file.
+        title: over the picture.
+    """
+    figure, (left, right) = canvas(2, title, width=4.4, height=3.6)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    colours = dict(zip(methods, (GREY, GREEN, BLUE, RED, PURPLE), strict=False))
+    for i, method in enumerate(methods):
+        _frontier(left, [row for row in rows if row["method"] == method], method, colours[method], 5 - 16 * (i % 2))
+    dress(left, "true score", "KL to the SFT policy, nats an episode")
+    left.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=GREY)
+    share(left, low=left.get_ylim()[0])
+    _won_and_lost(right, rows, colours)
+    save(figure, path)
+
+
+def _frontier(axis: Any, rows: Sequence[Mapping[str, Any]], method: str, colour: str, above: float) -> None:
+    """Points with bars of 1.96 standard errors, each named by its β, `above` points over it."""
+    x, y, x_error, y_error = (np.array([row[key] for row in rows]) for key in ("kl", "true", "kl_error", "true_error"))
+    style = {"fmt": "o-", "color": colour, "lw": 1.4, "ms": 5, "capsize": 2, "elinewidth": 0.8, "label": method}
+    axis.errorbar(x, y, 1.96 * y_error, 1.96 * x_error, **style)
+    for row in rows:
+        if np.isfinite(row["beta"]):
+            place, text = (row["kl"], row["true"]), f"β {row['beta']:g}"
+            axis.annotate(text, place, (4, above), textcoords="offset points", fontsize=7, color=colour)
+
+
+def _won_and_lost(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Bars to the right for won, paler ones to the left for lost; the first row on top."""
+    from matplotlib.ticker import FuncFormatter
+
+    places, fill = np.arange(len(rows))[::-1], [colours[row["method"]] for row in rows]
+    for key, sign, alpha in (("won", 1, 1.0), ("lost", -1, 0.45)):
+        axis.barh(places, [sign * row[key] for row in rows], color=fill, height=0.62, alpha=alpha)
+        for place, row in zip(places, rows, strict=True):
+            style = {"ha": "left" if sign > 0 else "right", "va": "center", "fontsize": 7, "color": GREY}
+            axis.text(sign * (row[key] + 0.01), place, f"{row[key]:.0%}", **style)
+    dress(axis, "lost to | won against the SFT policy, same problems", "share of problems")
+    axis.grid(visible=False)
+    axis.set_yticks(places, [row["name"] for row in rows])
+    axis.set_xlim(-0.05 - max(row["lost"] for row in rows) * 1.15, 0.05 + max(row["won"] for row in rows) * 1.15)
+    axis.axvline(0, color=GREY, lw=0.8)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):.0%}"))
+
+
+def hacking_picture(panels: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: str | Path) -> None:
+    """True and learned reward against √KL while a policy is optimised; replaced in one step. Gao et al. 2023, figure 1.
+
+    Args:
+        panels: by title, the runs of one setting: for each seed what was seen at the same updates, in their order, with
+            `true` and `proxy` (both in units of the true reward) and `kl` (nats an episode).
+        path: the PNG file.
+    """
+    figure, axes = canvas(len(panels), width=3.1, height=3.3)
+    top = max(point["proxy"] for runs in panels.values() for run in runs for point in run)
+    for axis, (title, runs) in zip(axes, panels.items(), strict=True):
+        # KL can be estimated below 0 where it is near 0.
+        x = np.sqrt(np.clip([[point["kl"] for point in run] for run in runs], 0, None))
+        for key, label, colour in (("proxy", "learned reward", RED), ("true", "true reward", BLUE)):
+            _against(axis, x, np.array([[point[key] for point in run] for run in runs]), label, colour)
+        dress(axis, title, "√KL to the start, √nats an episode")
+        axis.axhline(1, color=GREY, lw=0.8, ls=":")
+        axis.set_ylim(-0.05, 1.05 * max(top, 1))
+        axis.sharex(axes[0])
+    axes[0].set_ylabel("reward, in units of the true one", fontsize=8, color=GREY)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right", labelcolor=GREY)
+    save(figure, path)
+
+
+def _against(axis: Any, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
+    """Seeds thin; their mean at the same update thick, with a band of ± one standard error. x, y: [seeds, updates]."""
+    axis.plot(x.T, y.T, color=colour, lw=0.7, alpha=0.45)
+    mean, error = y.mean(0), y.std(0, ddof=min(1, len(y) - 1)) / len(y) ** 0.5
+    axis.plot(x.mean(0), mean, "o-", color=colour, lw=1.8, ms=3, label=label)
+    axis.fill_between(x.mean(0), mean - error, mean + error, color=colour, alpha=0.15, lw=0)
+
+
 def canvas(panels: int, title: str = "", width: float = 3.6, height: float = 3.2) -> tuple[Any, np.ndarray]:
     """A figure of some panels side by side, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # most of a second: only when something is drawn
