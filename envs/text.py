@@ -64,7 +64,7 @@ class TokenMDP(TextEnv):
     | `banned_tokens` | `()` | ids or single-token strings that may never be chosen |
     | `min_new_tokens` | 0 | tokens before EOS becomes legal |
     | `constraint` | None | `(state, tokens of the block so far) -> bool [V]` or None, such as a grammar |
-    | `reward` | None | in place of the task's score: `(problem, text, tokens) -> float` or dict of terms, or a reward model or its folder |
+    | `reward` | None | in place of the score: `(problem, text, tokens) -> float` or terms, a reward model, its folder |
     | `mask_in_info` | False | adds `info["action_mask"]` |
     | `render_mode` | None | `"ansi"` or `"human"` (coloured by token) |
 
