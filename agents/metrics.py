@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmgym.batch import Batch, Evaluation, Fragments, TextBatch
-from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum
+from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum, zero_masked
 
 Metrics = dict[str, float]
 
@@ -79,13 +79,12 @@ def moved(
     The KL is the k3 estimate of Schulman 2020 over actions sampled from π_old, nats an action.
     """
     log_ratio = (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    away = (log_ratio if n_tokens is None else log_ratio / n_tokens.clamp(min=1)).expm1()
-    clipped = (away > (clip if clip_high is None else clip_high)) | (away < -clip)
     change = log_ratio.expm1()
-    return {
-        "clip_fraction": masked_mean(clipped.float(), mask),
-        "approx_kl": masked_mean(change - log_ratio, mask),
-    }
+    away = change if n_tokens is None else (log_ratio / n_tokens.clamp(min=1)).expm1()
+    clipped = (away > (clip if clip_high is None else clip_high)) | (away < -clip)
+    clipped, divergence = zero_masked(mask, clipped=clipped, divergence=change - log_ratio)
+    count = mask.sum().clamp(min=1)
+    return {"clip_fraction": clipped.sum() / count, "approx_kl": divergence.sum() / count}
 
 
 def postfix(metrics: Metrics) -> str:

@@ -20,5 +20,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, x in load_file(path).items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = x
+        state.setdefault(int(index), {})[name] = x.clone()  # a mapped file is not aligned as memory is
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -92,33 +92,22 @@ def worker(config: Config, side: str, seed: int) -> dict:
 
 def run_llmgym(config: Config) -> dict:
     """Updates of our PPO."""
-    from dataclasses import replace
-
     import gymnasium as gym
     import torch
 
     import llmgym
     from llmgym.agents import PPO
+    from llmgym.reward_model import RewardModel
 
     torch.set_num_threads(config.threads)
-    reward_model = classifier()
-
-    class Rewarded(PPO):
-        """PPO that is paid by the reward model, all rows in one pass."""
-
-        @torch.no_grad()
-        def collect(self) -> Any:
-            batch = super().collect()
-            states = reward_model.base_model(batch.tokens, use_cache=False).last_hidden_state
-            rewards = torch.zeros_like(batch.rewards)
-            rewards[:, -1] = reward_model.score(states[torch.arange(ROWS), batch.lengths - 1])[:, 0]
-            return replace(batch, rewards=rewards)
-
-    env = gym.make("llmgym/TokenMDP-v0", max_new_tokens=TOKENS, min_new_tokens=TOKENS - 1)
+    length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS - 1}
+    reward_model = RewardModel("tiny", gym.make("llmgym/TokenMDP-v0", **length), device="cpu")
+    reward_model.head.load_state_dict(classifier().score.state_dict())
+    env = gym.make("llmgym/TokenMDP-v0", reward=reward_model, **length)
     settings = {"prompts": ROWS, "samples": 1, "epochs": 4, "minibatches": 1, "lam": 0.95, "beta": 0.05}
     settings |= {"clip": 0.2, "value_clip": 0.2, "value_weight": 0.05, "learning_rate": config.learning_rate}
     settings |= {"critic": "shared" if config.side == "shared" else "separate", "seed": config.seed, "device": "cpu"}
-    agent = Rewarded("tiny", env, **settings)
+    agent = PPO("tiny", env, **settings)
     watch = Watch(config)
     agent.learn(total_tokens=10**9, callback=lambda *_: watch.update())
     return watch.result(f"llmgym {llmgym.__version__}")

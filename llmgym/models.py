@@ -11,6 +11,7 @@ from llmgym.tokenization import TINY, Codec, tiny_path
 if TYPE_CHECKING:
     import torch
 
+ALIGNMENT = 64  # bytes, of torch's own memory on the CPU
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 
 
@@ -34,7 +35,7 @@ def load_model(name_or_model: Any, *, device: Any = "auto", dtype: str = "auto")
         model = _from_name(name_or_model, dtype)
     else:
         model = name_or_model if dtype == "auto" else name_or_model.to(_torch_dtype(dtype))
-    return model.to(target).eval()
+    return _aligned(model.to(target).eval())
 
 
 def resolve_device(device: Any = "auto") -> torch.device:
@@ -98,6 +99,18 @@ def _from_name(name: str | Path, dtype: str) -> Any:
             f"no language model could be loaded from {str(name)!r}: give 'tiny', a folder with a Hugging Face "
             f"causal language model or a hub id ({reason})"
         ) from error
+
+
+def _aligned(model: Any) -> Any:
+    """`model` with its tensors where torch itself would have put them.
+
+    Tensors mapped from a file begin anywhere. Kernels then split them elsewhere and round the last bit otherwise, so that
+    training from a loaded model would leave the path of the one that was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _torch_dtype(name: str) -> Any:

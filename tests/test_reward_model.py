@@ -430,7 +430,7 @@ def test_it_can_label_pairs(mdp):
     [
         ("nothing here", "'nothing here' is no folder of a reward model: reward_model.json is missing"),
         ({"weight": 1.0}, "reward as a mapping must have the key model"),
-        ({"model": "x", "wieght": 1.0}, "reward as a mapping must have the key model, and may have weight and rules"),
+        ({"model": "x", "weit": 1.0}, "reward as a mapping must have the key model, and may have weight and rules"),
         ({"model": 3}, "reward must be a function, a reward model or the folder of one, got 3"),
     ],
 )
