@@ -104,8 +104,8 @@ def _from_name(name: str | Path, dtype: str) -> Any:
 def _aligned(model: Any) -> Any:
     """`model` with its tensors where torch itself would have put them.
 
-    Tensors mapped from a file begin anywhere. Kernels then split them elsewhere and round the last bit otherwise, so that
-    training from a loaded model would leave the path of the one that was saved.
+    Tensors mapped from a file begin anywhere. Kernels then split them elsewhere and round the last bit otherwise, so
+    that training from a loaded model would leave the path of the one that was saved.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.data_ptr() % ALIGNMENT:
