@@ -353,7 +353,7 @@ def test_an_environment_names_its_reward_by_folder_and_can_be_described_as_json(
     expected = finish(gym.make("llmgym/TokenMDP-v0", **toy, reward=made))[0]
     for reward in (str(tmp_path / "rm"), tmp_path / "rm", {"model": str(tmp_path / "rm")}):
         assert finish(gym.make("llmgym/TokenMDP-v0", **toy, reward=reward))[0] == pytest.approx(expected, abs=1e-5)
-    named = gym.spec("llmgym/TokenMDP-v0")
+    named = copy.deepcopy(gym.spec("llmgym/TokenMDP-v0"))
     named.kwargs = {"reward": {"model": str(tmp_path / "rm"), "rules": 0.5}}
     assert EnvSpec.from_json(named.to_json()).kwargs == named.kwargs == json.loads(named.to_json())["kwargs"]
 
