@@ -27,6 +27,24 @@ def rows_of(x: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, x.flatten(1)).unflatten(-1, x.shape[1:])
 
 
+def read_off(logits: Tensor, tokens: Tensor, *, entropy: bool = True) -> tuple[Tensor, Tensor | None]:
+    """log p(token) and the entropy of p = softmax(logits), nats; differentiable.
+
+    Besides the logits nothing of their size is kept, and the gradient is written once: a vocabulary of 50,000 makes a
+    copy the largest thing in memory.
+
+    Args:
+        logits: [m, V], float32 or wider; -inf marks a forbidden token.
+        tokens: int64 [m].
+        entropy: whether to compute it.
+
+    Returns:
+        [m] and [m], or None in place of the entropy.
+    """
+    logp, entropies = _ReadOff.apply(logits, tokens, entropy)
+    return logp, entropies if entropy else None
+
+
 class _Unit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, root: Tensor) -> Tensor:
@@ -61,6 +79,46 @@ class _SwiGLU(torch.autograd.Function):
         torch.mul(grad, up, out=work)
         torch.ops.aten.silu_backward.grad_input(work, gate, grad_input=d_gate)
         return out
+
+
+class _ReadOff(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+        total, entropies = logits.new_empty(len(logits)), logits.new_zeros(len(logits) if entropy else 0)
+        for part in _slices(logits):
+            total[part] = logits[part].logsumexp(-1)
+            if entropy:
+                logp = logits[part] - total[part, None]
+                entropies[part] = -torch.linalg.vecdot(logp.exp(), _finite(logp))
+        ctx.save_for_backward(logits, tokens, total, entropies)
+        ctx.set_materialize_grads(False)
+        return logits.gather(-1, tokens[:, None])[:, 0] - total, entropies
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_logp: Tensor | None, d_entropy: Tensor | None) -> tuple[Tensor, None, None]:
+        logits, tokens, total, entropies = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        d_logp = torch.zeros_like(total) if d_logp is None else d_logp
+        for part in _slices(logits):  # d log p(a) = 1[a] - p, d H = -p (log p + H)
+            logp = torch.sub(logits[part], total[part, None], out=out[part])
+            if d_entropy is None:
+                logp.exp_().mul_(-d_logp[part, None])
+                continue
+            weight = (_finite(logp) + entropies[part, None]).mul_(d_entropy[part, None]).add_(d_logp[part, None])
+            logp.exp_().mul_(weight.neg_())
+        return out.scatter_add_(-1, tokens[:, None], d_logp[:, None]), None, None
+
+
+def _slices(logits: Tensor) -> list[slice]:
+    """Rows of about four million numbers together."""
+    rows = max(1, 2**22 // logits.shape[-1])
+    return [slice(i, i + rows) for i in range(0, len(logits), rows)]
+
+
+def _finite(logp: Tensor) -> Tensor:
+    """0 log 0 = 0."""
+    return logp.clamp(min=torch.finfo(logp.dtype).min)
 
 
 def _inverse_length(x: Tensor, root: Tensor) -> Tensor:

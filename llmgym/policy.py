@@ -18,10 +18,11 @@ from llmgym.blocks import BlockWriter
 from llmgym.counters import Counters
 from llmgym.decoder import IncrementalDecoder
 from llmgym.forward import make_forward
+from llmgym.kernels import read_off
 from llmgym.lora import add_lora, is_lora, save_lora
 from llmgym.losses import KLKind, exact_kl, kl_estimate, wider
 from llmgym.models import check_positions, check_vocab, load_model
-from llmgym.sampling import check_sampling, sample, sampling_logp
+from llmgym.sampling import check_sampling, sample, sampling_logits
 from llmgym.text import TextMDP, TextState
 
 ValueKind = Literal["shared", "separate"]
@@ -134,7 +135,7 @@ class LMPolicy:
             lengths = block.lengths[block.rows]
             # Padding up to the budget would make every early token pay for the longest possible text.
             prediction = self.decoder.predict(block.rows, block.text[block.rows, : lengths.max()], lengths)
-            logp = self._logp(prediction.logits, block.masks())
+            logp = self._sampled_from(prediction.logits, block.masks()).log_softmax(-1)
             tokens = logp.argmax(-1) if deterministic else sample(logp, self.generator)
             chosen = logp.gather(-1, tokens[:, None])[:, 0]
             self.counters.sampled_tokens += len(tokens)
@@ -167,21 +168,21 @@ class LMPolicy:
             ref_logp: reference log-prob of every token, [B, T] as `token_logp` gives it.
             reference: the reference itself, which "exact" asks for its whole distribution.
             kl: estimator of the KL term, "k1", "k2" or "k3"; or "exact", the KL over the vocabulary at each token.
-            entropy: whether to compute it (it costs a pass over the vocabulary).
+            entropy: whether to compute it (it costs passes over the vocabulary).
         """
         batch = batch.to(self.device)
         index, n = batch.action_index, batch.mask.shape[1]
         places = _Places(batch)
-        logp, values = self._read(batch, places)
-        chosen = places.spread(logp.gather(-1, places.tokens[:, None])[:, 0])
-        divergence = None
+        logits, values = self._read(batch, places)
+        logp, entropies = read_off(logits, places.tokens, entropy=entropy)
+        chosen, divergence = places.spread(logp), None
         if kl == "exact" and reference is not None:
-            divergence = places.spread(exact_kl(logp, reference.distributions(batch)))
+            divergence = places.spread(exact_kl(logits, reference.distributions(batch)))
         elif ref_logp is not None:
             divergence = kl_estimate(chosen, ref_logp.to(chosen), kind=kl, mask=index >= 0)  # type: ignore[arg-type]
         return Evaluation(
             logp=sum_by_action(chosen, index, n),
-            entropy=sum_by_action(places.spread(_entropy(logp)), index, n) if entropy else None,
+            entropy=None if entropies is None else sum_by_action(places.spread(entropies), index, n),
             values=None if values is None else places.spread(values).gather(1, first_token(index, n)),
             kl=None if divergence is None else sum_by_action(divergence, index, n),
             n_tokens=batch.n_tokens,
@@ -227,7 +228,7 @@ class LMPolicy:
     def distributions(self, batch: TextBatch) -> Tensor:
         """Log-probs of the whole vocabulary at each chosen token, row by row, nats [m, V]; without gradient."""
         batch = batch.to(self.device)
-        return self._read(batch, _Places(batch))[0]
+        return self._read(batch, _Places(batch))[0].log_softmax(-1)
 
     def save(self, folder: Path) -> None:
         """Write the model as a Hugging Face folder (safetensors) with its tokenizer, and the value head beside."""
@@ -249,14 +250,14 @@ class LMPolicy:
             load_model_weights(self.value_model, str(folder / "value_model.safetensors"))
 
     def _read(self, batch: TextBatch, places: _Places) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [m, V] and values [m] at the places before each chosen token; values None without a head."""
+        """Logits [m, V] and values [m] at the places before each chosen token; values None without a head."""
         shared = self.value_head is not None and self.value_model is None
         logits, hidden = self._forward(self.decoder.forward, batch, places, logits=True, hidden=shared)
         if self.value_forward is not None:
             hidden = self._forward(self.value_forward, batch, places, logits=False, hidden=True)[1]
         mask = None if batch.token_mask is None else batch.token_mask[places.rows, places.of_tokens]
         assert logits is not None
-        return self._logp(logits, mask), None if hidden is None else self._value(hidden)
+        return self._sampled_from(logits, mask), None if hidden is None else self._value(hidden)
 
     def _forward(self, forward: Any, batch: TextBatch, places: _Places, **wanted: bool) -> tuple[Any, Any]:
         fed = max(batch.tokens.shape[1] - 1, 1)
@@ -283,10 +284,10 @@ class LMPolicy:
         out[batch.cut.to(self.device)] = self._value(hidden).to(out)
         return out
 
-    def _logp(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+    def _sampled_from(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         logits = logits[..., : self.mdp.codec.vocab_size]  # a model may have more rows than its tokenizer has ids
         mask = None if mask is None else mask.to(logits.device)
-        return sampling_logp(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, mask=mask)
+        return sampling_logits(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, mask=mask)
 
 
 class _Places:
@@ -300,11 +301,6 @@ class _Places:
     def spread(self, per_token: Tensor) -> Tensor:
         """[m] -> [B, T], 0 where no token was chosen."""
         return per_token.new_zeros(self._shape).index_put((self.rows, self.of_tokens), per_token)
-
-
-def _entropy(logp: Tensor) -> Tensor:
-    """-Σ p log p over the last axis, nats; 0 · log 0 = 0, without NaN in the gradient."""
-    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def _value_head(model: Any, like: Tensor) -> nn.Linear:

@@ -11,10 +11,18 @@ from llmgym.mdp import NoLegalAction
 def sampling_logp(
     logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
-    """Log-probs (nats) of the distribution really sampled from, `[..., V] -> [..., V]`.
+    """Log-probs (nats) of the distribution really sampled from: `sampling_logits`, normalised. Arguments as there."""
+    named = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return sampling_logits(logits, mask=mask, **named).log_softmax(-1)  # type: ignore[arg-type]
 
-    Order: mask, temperature, top-k, top-p (nucleus, Holtzman et al. 2020), then normalised over what is left;
-    everything else is -inf. Computed in float32 or wider.
+
+def sampling_logits(
+    logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
+    """Scores whose softmax is the distribution really sampled from, `[..., V] -> [..., V]`.
+
+    Order: mask, temperature, top-k, top-p (nucleus, Holtzman et al. 2020); what these exclude is -inf. Computed in
+    float32 or wider.
 
     Args:
         logits: scores of the next token.
@@ -38,7 +46,7 @@ def sampling_logp(
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p < 1.0:
         logits = _nucleus(logits, top_p)
-    return logits.log_softmax(-1)
+    return logits
 
 
 def sample(logp: Tensor, generator: torch.Generator | None = None) -> Tensor:

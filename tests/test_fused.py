@@ -9,9 +9,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from worlds import tiny_model
 
+from llmgym import kernels
 from llmgym.forward import CachedForward
 from llmgym.fused import FusedLlama, PrefixTree
-from llmgym.kernels import rows_of, swiglu, unit
+from llmgym.kernels import read_off, rows_of, swiglu, unit
 
 # Rows 0, 3 and 4 begin alike, rows 0 and 4 are equal throughout; what follows a row's last place is padding.
 TEXTS = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 0, 0], [2, 2, 2, 1, 1, 0], [1, 2, 3, 0, 5, 6], [1, 2, 3, 4, 5, 6]]
@@ -86,3 +87,26 @@ def test_only_some_places_are_asked_for(exact_norms):
     ours, theirs = (form(model).score(TOKENS, rows, places, hidden=True) for form in (FusedLlama, CachedForward))
     torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-10)
     assert torch.equal(ours[1][1], ours[1][2])
+
+
+@pytest.mark.parametrize("split", [1, 2, 99])
+def test_log_probs_and_entropies_are_read_off(split, monkeypatch):
+    monkeypatch.setattr(kernels, "_slices", lambda x: [slice(i, i + split) for i in range(0, len(x), split)])
+    logits = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [0, 0, 0, 1, 0]]).bool()
+    tokens = torch.tensor([0, 2, 3])
+
+    def ours(x, entropy=True):
+        return read_off(x.masked_fill(~mask, -torch.inf), tokens, entropy=entropy)
+
+    def formulas(x):
+        p = torch.distributions.Categorical(logits=x.masked_fill(~mask, -torch.inf))
+        return p.log_prob(tokens), torch.where(mask, -p.probs * p.logits.masked_fill(~mask, 0.0), 0.0).sum(-1)
+
+    torch.testing.assert_close(ours(logits), formulas(logits))
+    assert torch.autograd.gradcheck(ours, logits)
+    for i in range(2):  # one of the two alone
+        a, b = (torch.autograd.grad(f(logits)[i].sin().sum(), logits)[0] for f in (ours, formulas))
+        torch.testing.assert_close(a, b)
+    alone, none = ours(logits, entropy=False)
+    assert torch.equal(alone, ours(logits)[0]) and none is None
