@@ -186,8 +186,10 @@ class RewardModel:
         does change what a KL penalty or a rule weighs against. A deviation other than 1 changes both.
 
         Raises:
-            ValueError: a preference does not fit; or with `unit` all scores are equal.
+            ValueError: there is no preference, or one that does not fit; or with `unit` all scores are equal.
         """
+        if not preferences:
+            raise ValueError("preferences are empty: at least one is needed to normalise rewards")
         raw = self.raw_scores(self.encode(preferences)).double()
         if not bool(torch.isfinite(raw).all()):
             raise ValueError("the reward model gives scores that are no finite numbers")

@@ -191,6 +191,8 @@ def test_equal_scores_cannot_be_scaled_nor_those_that_are_no_numbers(mdp):
     made.head.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="scores that are no finite numbers"):
         made.normalise(PREFERENCES)
+    with pytest.raises(ValueError, match="preferences are empty"):
+        made.normalise([])
 
 
 def test_a_row_that_does_not_fit_is_named(mdp):
@@ -258,12 +260,8 @@ def test_with_adapters_only_they_and_the_head_are_trained(mdp, tmp_path):
             parameter.add_(0.1)
     made.save(tmp_path / "rm")
     again = RewardModel.load(tmp_path / "rm", mdp, device="cpu")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights(again), weights(made), strict=True))
+    assert torch.equal(again.raw_scores(ROWS), made.raw_scores(ROWS))
     assert len(again.parameters()) == len(names) + 1
-
-
-def weights(made):
-    return [*made.model.state_dict().values(), *made.head.state_dict().values()]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -277,10 +275,7 @@ def test_saved_and_loaded_bit_for_bit(dtype, mdp, tmp_path):
         made.save(tmp_path / "rm")
     again = RewardModel.load(tmp_path / "rm", mdp, device="cpu")
     assert again.dtype == made.dtype and (again.mean, again.deviation) == (made.mean, made.deviation)
-    for ours, theirs in zip(weights(again), weights(made), strict=True):
-        assert torch.equal(ours, theirs)
-    # Not the same bits: where weights lie in memory decides which instructions multiply them.
-    torch.testing.assert_close(again.score_rows(ROWS), made.score_rows(ROWS), rtol=1e-5, atol=1e-5)
+    assert torch.equal(again.score_rows(ROWS), made.score_rows(ROWS))
     assert [p.name for p in tmp_path.iterdir()] == ["rm"] and is_reward_model(tmp_path / "rm")
     assert RewardModel.load(tmp_path / "rm", mdp, device="cpu", dtype="float64").dtype == torch.float64
 
