@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -143,6 +145,15 @@ def test_metrics_are_numbers_and_rows_are_handed_over(cls):
         json.dumps(metrics)
         assert all(math.isfinite(x) for x in metrics.values())
         assert all(row in agent.data for row in learnt)
+
+
+@each_learner
+def test_every_metric_is_documented_and_none_else(cls):
+    page = Path(__file__).parent.parent / "docs" / "agents" / f"{cls.__name__.lower()}.md"
+    section = page.read_text("utf-8").split("## What is logged")[1]
+    log = []
+    learner(cls).learn(total_timesteps=1, callback=lambda agent, metrics, rows: log.append(metrics))
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(log[0])
 
 
 # --- one step, whatever the micro-batches -----------------------------------------------------------------------------
