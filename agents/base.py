@@ -53,10 +53,11 @@ class Agent(Learner):
 
     def __init__(self, policy: Any, env: gym.Env | VectorEnv, *, reference: Any = None, **config: Any):
         text = not is_net(policy)
-        self.config = self.config_class(**config).resolved(text)
+        self.config = self.config_class(**config)
         self.env = env
         self.collector = self._collector(env, text)
         self.venv = self.collector.venv
+        self.config = self.config.resolved(text, self.venv.num_envs)
         self.mdp = getattr(self.collector, "mdp", None)
         policy, self.config = make_policy(policy, self.mdp or self.venv, self.config, config, self._needs_values())
         self._prepare(policy)

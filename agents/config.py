@@ -52,8 +52,13 @@ class AgentConfig(LearnerConfig):
         if self.kl_target is not None and self.beta == 0:
             raise ValueError("kl_target adapts beta, which must begin above 0, got beta=0.0")
 
-    def resolved(self, text: bool) -> Self:
-        """This config with a number in place of every None that stands for "what suits the policy"."""
+    def resolved(self, text: bool, rows: int = 1) -> Self:
+        """This config with a number in place of every None that stands for "what suits the policy".
+
+        Args:
+            text: whether the policy is a language model.
+            rows: of the environment.
+        """
         return self
 
 

@@ -18,7 +18,8 @@ from llmgym.losses import Normalize, aggregate, ppo_loss, value_loss
 from llmgym.returns import gae
 
 ON_TEXT = {"gamma": 1.0, "lam": 1.0, "epochs": 2, "minibatches": 2, "beta": 0.05}
-ELSEWHERE = {"gamma": 0.99, "lam": 0.95, "epochs": 10, "minibatches": 16, "beta": 0.0}
+ELSEWHERE = {"gamma": 0.99, "lam": 0.95, "epochs": 10, "beta": 0.0}
+_ACTIONS = 64  # of a minibatch elsewhere, as in stable-baselines3
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class PPOConfig(AgentConfig):
     """Settings of PPO. Those that are None by default suit the policy: on text they are not as elsewhere."""
 
     epochs: int | None = None  # passes over a batch; None: 2 on text, 10 elsewhere
-    minibatches: int | None = None  # optimiser steps a pass; None: 2 on text, 16 elsewhere
+    minibatches: int | None = None  # optimiser steps a pass; None: 2 on text, elsewhere one for every 64 actions
     num_envs: int = 8  # rows of an "MlpPolicy" or "CnnPolicy"; on text they are prompts x samples
     n_steps: int = 128  # actions a row takes in a batch, same policies; on text a row is an episode
     gamma: float | None = None  # discount an action; None: 1 on text (only 1 keeps granularities identical), else 0.99
@@ -54,9 +55,8 @@ class PPOConfig(AgentConfig):
         check_unit(self, "gamma", "lam")
         check_above_zero(self, "clip", "clip_high", "value_clip", "target_kl")
 
-    def resolved(self, text: bool) -> Self:
-        """Numbers in place of None."""
-        defaults = ON_TEXT if text else ELSEWHERE
+    def resolved(self, text: bool, rows: int = 1) -> Self:
+        defaults = ON_TEXT if text else ELSEWHERE | {"minibatches": max(1, rows * self.n_steps // _ACTIONS)}
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 
@@ -90,7 +90,7 @@ class PPO(Agent):
     ) -> tuple[Tensor, dict[str, Any]]:
         """`ppo_loss` with `value_loss`, the entropy bonus and, where it belongs there, the KL term."""
         c, mask = self.config, part.batch.mask
-        shared = {"denominator": denominator, "normalize": c.normalize}
+        shared: dict[str, Any] = {"denominator": denominator, "normalize": c.normalize}
         n_tokens = part.batch.n_tokens if c.length_normalized_ratio else None
         advantages = part.advantages.to(evaluation.logp.dtype)
         loss = ppo_loss(

@@ -42,7 +42,7 @@ class Batch:
     def select(self, rows: Tensor) -> Self:
         """The given rows, by index [M] or bool [B]."""
         index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        parts = {name: x[index.to(x.device)] for name, x in self._tensors().items()}
+        parts = {name: x.index_select(0, index.to(x.device)) for name, x in self._tensors().items()}
         infos = [self.infos[i] for i in index.tolist()] if self.infos else []
         return replace(self, **parts, infos=infos)._trimmed()
 
