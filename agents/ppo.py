@@ -56,7 +56,8 @@ class PPOConfig(AgentConfig):
         check_above_zero(self, "clip", "clip_high", "value_clip", "target_kl")
 
     def resolved(self, text: bool, rows: int = 1) -> Self:
-        defaults = ON_TEXT if text else ELSEWHERE | {"minibatches": max(1, rows * self.n_steps // _ACTIONS)}
+        elsewhere = ELSEWHERE | {"minibatches": max(1, rows * self.n_steps // _ACTIONS)}
+        defaults: dict[str, Any] = ON_TEXT if text else elsewhere
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 
