@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,10 +15,10 @@ from torch import Tensor
 from llmgym.agents.config import check_least
 from llmgym.agents.files import load_agent
 from llmgym.agents.offline import Offline, OfflineConfig, Source
-from llmgym.agents.reference import make_reference
 from llmgym.batch import TextBatch, by_length
 from llmgym.lora import adapters_off, is_lora
 from llmgym.losses import PreferenceKind, dpo_loss
+from llmgym.policy import LMPolicy
 from llmgym.preference_losses import check_preference
 from llmgym.preferences import Preference, read_preferences
 from llmgym.texts import Text, completion_logp, fingerprint, text_of
@@ -53,8 +54,8 @@ class DPO(Offline):
     Args:
         policy, env, **config: as `Offline`; fields of `DPOConfig`.
         preferences: a file of JSON lines, a `datasets.Dataset`, or any iterable, as `read_preferences` takes them.
-        reference: an `LMPolicy` or what it takes as a model; by default the policy as it is now (with LoRA, the base
-            model).
+        reference: an `LMPolicy`, or what it takes as a model; by default the policy as it is now (with LoRA adapters,
+            the base model).
     """
 
     config_class: ClassVar[type[OfflineConfig]] = DPOConfig
@@ -111,15 +112,21 @@ class DPO(Offline):
             ValueError: as in `load`.
         """
         texts = [self._texts_of(row) for row in self._read(preferences)]
-        key = fingerprint(text for pair in texts for text in pair)
-        if key not in self._held_out:
-            self._held_out[key] = self._reference_logp(texts)
-        totals: dict[str, float] = {}
-        for places in torch.arange(len(texts)).split(self.config.micro_batch_rows or 64):
-            batch, ref = self._stacked([texts[i] for i in places.tolist()]), self._held_out[key]
+        ref, totals = self._remembered(texts), dict[str, float]()
+        for places in torch.arange(len(texts)).split(self._rows_at_once):
+            batch = self._stacked([texts[i] for i in places.tolist()])
             _, shares = self._loss(batch.to(self.policy.device), None if ref is None else ref[places], len(texts))
             totals = {name: totals.get(name, 0.0) + float(share) for name, share in shares.items()}
         return totals
+
+    def _remembered(self, texts: Sequence[tuple[Text, ...]]) -> Tensor | None:
+        """`_reference_logp` of the training data or of what was evaluated before, else asked now."""
+        key = fingerprint(text for pair in texts for text in pair)
+        if key == self.fingerprint:
+            return self.ref_logp
+        if key not in self._held_out:
+            self._held_out[key] = self._reference_logp(texts)
+        return self._held_out[key]
 
     def _loss(self, batch: TextBatch, ref_logp: Tensor | None, denominator: float) -> tuple[Tensor, dict[str, Any]]:
         """`loss` of pairs whose completions have these log-probs under the reference, [b, 2]; None: they count as 0."""
@@ -180,21 +187,26 @@ class DPO(Offline):
             return None
         longest = torch.tensor([max(len(text.tokens) for text in pair) for pair in texts])
         out = torch.zeros(len(texts), 2, dtype=torch.promote_types(self.policy.dtype, torch.float32))
-        reference = self._make_reference()
-        for rows in by_length(longest, torch.arange(len(texts)), self.config.micro_batch_rows or 64):
-            with adapters_off(reference.model):
+        reference, adapters = self._make_reference()
+        with adapters:
+            for rows in by_length(longest, torch.arange(len(texts)), self._rows_at_once):
                 logp = completion_logp(reference, self._stacked([texts[i] for i in rows.tolist()]))
-            out[rows] = logp.view(2, -1).t().to(out)
+                out[rows] = logp.view(2, -1).t().to(out)
         return out
 
-    def _make_reference(self) -> Any:
-        """The policy itself while it has not moved; it is asked once and needs no copy."""
-        given = self._reference
-        if given is not None and getattr(given, "model", given) is not self.policy.model:
-            return make_reference(self.policy, given)
-        if self.num_timesteps and not is_lora(self.policy.model):
+    def _make_reference(self) -> tuple[LMPolicy, AbstractContextManager]:
+        """What is asked, in which context: the policy itself while it has not moved, or without its adapters."""
+        given, own = self._reference, self.policy
+        adapters = given is None and is_lora(own.model)
+        if self.num_timesteps and not adapters and (given is None or getattr(given, "model", given) is own.model):
             raise ValueError("these preferences are new and the policy has been trained already: pass reference=")
-        return self.policy
+        if given is None:
+            return own, adapters_off(own.model)
+        if not isinstance(given, LMPolicy):
+            dtype = str(own.dtype).removeprefix("torch.")
+            given = LMPolicy(given, self.mdp, device=str(own.device), dtype=dtype)
+            given.counters = own.counters  # the reference's passes are part of what the agent spends
+        return given, nullcontext()
 
     def _save_more(self, folder: Path) -> None:
         if self.ref_logp is not None:

@@ -230,6 +230,11 @@ class Offline(Learner):
         """The first text of each row, then the second of each, and so on."""
         return batch_of([text for column in zip(*texts, strict=True) for text in column], self.mdp)
 
+    @property
+    def _rows_at_once(self) -> int:
+        """Most rows that are scored without a gradient at once: no more than training takes."""
+        return self.config.micro_batch_rows or self.config.batch_size
+
     def _parts(self, batch: TextBatch, n_rows: int) -> list[Tensor]:
         """Micro-batches of rows: those whose longest texts are similar, together."""
         longest = batch.lengths.view(-1, n_rows).amax(0)

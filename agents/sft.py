@@ -100,12 +100,10 @@ class SFT(Offline):
         texts = [text for row in self._read(demonstrations) for text in self._texts_of(row)]
         lengths = torch.tensor([len(text.tokens) for text in texts])
         total, right, count = 0.0, 0, 0
-        for rows in by_length(lengths, torch.arange(len(texts)), self.config.micro_batch_rows or 64):
+        for rows in by_length(lengths, torch.arange(len(texts)), self._rows_at_once):
             batch = batch_of([texts[i] for i in rows.tolist()], self.mdp)
-            logp, tokens = (
-                self.policy.distributions(batch),
-                batch.tokens[batch.action_index >= 0].to(self.policy.device),
-            )
+            logp = self.policy.distributions(batch)
+            tokens = batch.tokens[batch.action_index >= 0].to(logp.device)
             total -= float(logp.gather(1, tokens[:, None]).sum())
             right += int((logp.argmax(1) == tokens).sum())
             count += len(tokens)

@@ -37,8 +37,10 @@ class PackedForward:
         if kind not in ATTENTION:
             raise ValueError(f"packing needs attn_implementation 'sdpa' or 'eager', the model has {kind!r}")
 
-    def score(self, tokens: Tensor, rows: Tensor, places: Tensor) -> tuple[Tensor, None]:
-        """Logits [m, V] after `tokens[rows, places]`; differentiable. The None is for hidden states, as in other forms.
+    def score(
+        self, tokens: Tensor, rows: Tensor, places: Tensor, *, logits: bool = True, hidden: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits [m, V] and hidden states [m, D] after `tokens[rows, places]`, each if asked for; differentiable.
 
         Args:
             tokens: right-padded texts, int64 [B, T].
@@ -53,8 +55,16 @@ class PackedForward:
         shape = (int(row.max()) + 1, int(lengths.max()))
         ids, positions = (tokens.new_zeros(shape).index_put(at, x) for x in (tokens[texts, own], own))
         segments = tokens.new_full(shape, -1).index_put(at, texts)
-        output = self.model(ids, attention_mask=self._mask(segments), position_ids=positions, use_cache=False)
-        return output.logits[row[rows], start[rows] + places], None
+        output = self.model(
+            ids,
+            attention_mask=self._mask(segments),
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=hidden,
+            logits_to_keep=0 if logits else 1,  # 0 keeps all
+        )
+        found = (row[rows], start[rows] + places)
+        return output.logits[found] if logits else None, output.hidden_states[-1][found] if hidden else None
 
     def _mask(self, segments: Tensor) -> Tensor:
         """Added to attention scores: 0 where a text sees its own past, else the least number; [rows, 1, W, W]."""

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llmgym.batch import TextBatch
 from llmgym.completions import encode, token_masks
-from llmgym.masked import wider
+from llmgym.heads import chosen_logp, output_head, token_logp
 from llmgym.tasks.base import Problem
 from llmgym.text import TextMDP
 
@@ -79,12 +78,15 @@ def completion_logp(policy: Any, batch: TextBatch, forward: Any = None) -> Tenso
     rows, places = (batch.action_index >= 0).nonzero(as_tuple=True)
     policy.counters.forward_passes += 1
     policy.counters.forward_tokens += int((batch.lengths - 1).sum())
-    forward = policy.decoder.forward if forward is None else forward
-    logits, _ = forward.score(batch.tokens[:, : max(batch.tokens.shape[1] - 1, 1)], rows, places - 1)
-    logits = logits[:, : policy.mdp.codec.vocab_size].to(wider(logits))
-    if batch.token_mask is not None:
-        logits = logits.masked_fill(~batch.token_mask[rows, places], -torch.inf)
-    per_token = -F.cross_entropy(logits, batch.tokens[rows, places], reduction="none")
+    forward, head = policy.decoder.forward if forward is None else forward, output_head(policy.model)
+    wanted = {"logits": head is None, "hidden": head is not None}
+    fed, size = batch.tokens[:, : max(batch.tokens.shape[1] - 1, 1)], policy.mdp.codec.vocab_size
+    logits, hidden = forward.score(fed, rows, places - 1, **wanted)
+    tokens, mask = batch.tokens[rows, places], None if batch.token_mask is None else batch.token_mask[rows, places]
+    if head is None:
+        per_token = chosen_logp(logits, tokens, size, mask)
+    else:
+        per_token = token_logp(head, hidden, tokens, size, mask)
     return per_token.new_zeros(len(batch)).index_add(0, rows, per_token)
 
 

@@ -197,9 +197,18 @@ def test_another_reference_is_taken_and_left_alone():
     expected = completion_logp(lm_policy(agent.mdp, "gpt2", seed=5), agent._batch(torch.arange(5))).view(2, 5).t()
     torch.testing.assert_close(agent.ref_logp, expected.detach(), rtol=0, atol=1e-12)
     assert torch.equal(flat(list(other.parameters())), before)
+    assert all(p.requires_grad for p in other.parameters())
     model = tiny_model("gpt2")
-    same = dpo(model, reference=model)  # the policy's own model stays trainable
+    same = dpo(model, reference=model)
     assert step_of(same)[0] == pytest.approx(math.log(2)) and moved(same).num_timesteps == 15
+
+
+def test_adapters_may_be_part_of_the_reference():
+    """By default the reference of a policy with adapters is its base; the policy itself may be named instead."""
+    trained = moved(dpo("llama", lora=2)).policy
+    base, whole = (DPO(trained, trained.mdp, PAIRS, reference=reference) for reference in (None, trained))
+    assert step_of(base)[0] < math.log(2) - 0.01
+    assert step_of(whole)[0] == pytest.approx(math.log(2), rel=1e-12)
 
 
 def test_without_a_reference_none_is_asked():
@@ -265,6 +274,7 @@ def test_held_out_pairs_are_measured_against_the_reference_and_not_learnt_from()
     before = flat(agent.policy.parameters())
     assert agent.evaluate(held_out) == pytest.approx(expected, rel=1e-10)
     assert torch.equal(flat(agent.policy.parameters()), before) and agent.data == PAIRS
+    assert agent.evaluate(PAIRS) == pytest.approx(step_of(agent)[1], rel=1e-10)
     with pytest.raises(ValueError, match="these preferences are new"):
         agent.evaluate(held_out[:1])
 
