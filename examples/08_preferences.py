@@ -103,7 +103,7 @@ def prepare(config: Config, seed: int) -> dict[str, float]:
     trainer = RewardTrainer(RewardModel(folder / "sft", env, device="cpu"), env, preferences, seed=seed, **fit).learn()
     trainer.policy.normalise(preferences, unit=True)
     trainer.save(folder / "reward_model")
-    fresh = compare(config, sft.policy, env, 300, seed=seed, split="test")
+    fresh = compare(config, sft.policy, env, config.test_problems, seed=seed, split="test")
     return {"seed": seed, "preferences": len(preferences), "accuracy": trainer.evaluate(fresh)["accuracy"]}
 
 
@@ -193,7 +193,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def show(config: Config, prepared: list[dict[str, float]], rows: list[dict[str, Any]]) -> None:
     """The table, as Markdown."""
     table = Table(box=MARKDOWN)
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     for name in ("true score", "won against SFT", "lost", "learned reward", "KL to SFT, nats", "tokens"):
         table.add_column(name, justify="right")
     for row in rows:

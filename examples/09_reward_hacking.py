@@ -52,11 +52,12 @@ class Config:
     few: int = 30  # preferences that a reward model is fitted to
     many: int = 1_000
     noise: float = 0.1  # probability that a label is wrong
+    fit: int = 1_000  # pairs that a reward model is shown, repeats included; at least two passes
     beta: float = 0.1  # of the run with a KL penalty; true reward per nat
-    tokens: int = 110_000  # sampled by a run of PPO
-    every: int = 5_000  # tokens from one judgement of the policy to the next; whole updates
-    learning_rate: float = 2e-4  # of PPO
-    test_problems: int = 300  # held out, one sampled completion each
+    tokens: int = 150_000  # sampled by a run of PPO
+    every: int = 6_000  # tokens from one judgement of the policy to the next; whole updates
+    learning_rate: float = 1e-4  # of PPO
+    test_problems: int = 250  # held out, one sampled completion each
     workers: int = 2  # runs at a time, one thread each
     out: Path = Path("reward_hacking")  # folder
 
@@ -70,8 +71,8 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        learned = f"{self.preferences:,} preferences"
-        return "the rule itself" if self.rule else learned + (f", β = {self.beta:g}" if self.beta else "")
+        learned = f"reward model of {self.preferences:,} pairs"
+        return "the rule" if self.rule else learned + (f", β = {self.beta:g}" if self.beta else "")
 
 
 def main(config: Config) -> None:
@@ -118,13 +119,12 @@ def optimise(config: Config, setting: Setting, seed: int) -> dict[str, Any]:
 def learned_reward(config: Config, policy: LMPolicy, env: Any, count: int, seed: int) -> tuple[RewardModel, float]:
     """A reward model fitted to `count` preferences, in units of the true reward; its accuracy on others."""
     model = RewardModel("tiny", env, device="cpu")
-    trainer = RewardTrainer(
-        model, env, compare(config, policy, env, count, seed), batch_size=16, learning_rate=1e-4, seed=seed
-    )
-    trainer.learn(total_timesteps=max(1_000, 2 * count))
-    in_units_of_the_true_reward(model, policy, env, seed)
-    others = label(sample_pairs(policy, env, 500, split="test", seed=seed), RuleLabeller(env.unwrapped.mdp.task))
-    return model, trainer.evaluate(others)["accuracy"]
+    preferences = compare(config, policy, env, count, seed)
+    trainer = RewardTrainer(model, env, preferences, batch_size=16, learning_rate=1e-4, seed=seed)
+    trainer.learn(total_timesteps=max(config.fit, 2 * count))
+    in_units_of_the_true_reward(model, policy, env, 4 * config.test_problems, seed)
+    pairs = sample_pairs(policy, env, 2 * config.test_problems, split="test", seed=seed)
+    return model, trainer.evaluate(label(pairs, RuleLabeller(env.unwrapped.mdp.task)))["accuracy"]
 
 
 def compare(config: Config, policy: LMPolicy, env: Any, count: int, seed: int) -> list[Preference]:
@@ -136,9 +136,9 @@ def compare(config: Config, policy: LMPolicy, env: Any, count: int, seed: int) -
     return found[:count]
 
 
-def in_units_of_the_true_reward(model: RewardModel, policy: LMPolicy, env: Any, seed: int) -> None:
-    """Give the model's rewards the mean and deviation that true ones have on completions of `policy`."""
-    done = complete(policy, env, draw_problems(env, 1_000, split="train", seed=seed), deterministic=False)
+def in_units_of_the_true_reward(model: RewardModel, policy: LMPolicy, env: Any, count: int, seed: int) -> None:
+    """Give the model's rewards the mean and deviation that true ones have on `count` completions of `policy`."""
+    done = complete(policy, env, draw_problems(env, count, split="train", seed=seed), deterministic=False)
     rule = RuleLabeller(env.unwrapped.mdp.task)
     true = np.array([rule.score(c.problem, c.text) for c in done])
     finished = [c.finish_reason == "eos" for c in done]
@@ -150,7 +150,7 @@ def in_units_of_the_true_reward(model: RewardModel, policy: LMPolicy, env: Any, 
 def show(config: Config, results: dict[str, list[dict]]) -> None:
     """The table, as Markdown: where the true reward was highest on the way, and the end."""
     table = Table(box=MARKDOWN)
-    table.add_column("PPO maximises")
+    table.add_column("PPO maximises", no_wrap=True)
     for name in ("reward model is right", "true: start", "best", "end", "learned: end", "KL at best", "KL at end"):
         table.add_column(name, justify="right")
     for name, runs in results.items():

@@ -143,7 +143,8 @@ def hacking_picture(panels: Mapping[str, Sequence[Sequence[Mapping[str, float]]]
         path: the PNG file.
     """
     figure, axes = canvas(len(panels), width=3.1, height=3.3)
-    top = max(point["proxy"] for runs in panels.values() for run in runs for point in run)
+    points = [point for runs in panels.values() for run in runs for point in run]
+    right, top = max(point["kl"] for point in points) ** 0.5, max(point["proxy"] for point in points)
     for axis, (title, runs) in zip(axes, panels.items(), strict=True):
         # KL can be estimated below 0 where it is near 0.
         x = np.sqrt(np.clip([[point["kl"] for point in run] for run in runs], 0, None))
@@ -151,8 +152,8 @@ def hacking_picture(panels: Mapping[str, Sequence[Sequence[Mapping[str, float]]]
             _against(axis, x, np.array([[point[key] for point in run] for run in runs]), label, colour)
         dress(axis, title, "√KL to the start, √nats an episode")
         axis.axhline(1, color=GREY, lw=0.8, ls=":")
+        axis.set_xlim(-0.02 * right, 1.02 * right)
         axis.set_ylim(-0.05, 1.05 * max(top, 1))
-        axis.sharex(axes[0])
     axes[0].set_ylabel("reward, in units of the true one", fontsize=8, color=GREY)
     axes[0].legend(frameon=False, fontsize=8, loc="lower right", labelcolor=GREY)
     save(figure, path)

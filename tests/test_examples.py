@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,16 @@ def run(name: str, *arguments: str, timeout: float = 120.0) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def load(name: str) -> Any:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_quickstart_earns_the_same_at_every_granularity():
@@ -64,6 +77,37 @@ def test_gradient_coefficients_are_drawn(tmp_path):
 def test_own_tasks_and_rewards_run():
     said = run("04_custom_task_and_reward.py", "--seconds", "0.5", "--problems", "5")
     assert len(re.findall(r"accuracy \d+% -> \d+%", said)) == 3
+
+
+def test_preferences_lead_to_policies_that_are_judged_alike(tmp_path, capsys):
+    """In this process: in those of the example the imports alone would take longer."""
+    example = load("08_preferences.py")
+    config = example.Config(demonstrations=10, pairs=30, ppo_tokens=1_000, test_problems=20, seeds=1, out=tmp_path)
+    prepared = example.prepare(config, 0)
+    runs = [example.judge(config, *run, 0) for run in (("SFT", math.nan), ("DPO", 0.5), ("PPO", 0.2))]
+    rows = [example.summary([run]) for run in runs]
+    example.frontier_picture(rows, tmp_path / "picture.png")
+    example.show(config, [prepared], rows)
+    assert [run["name"] for run in runs] == ["SFT", "DPO, β = 0.5", "PPO, β = 0.2"]
+    said = capsys.readouterr().out
+    assert runs[0]["kl"] == 0 and all(row["name"] in said for row in rows)
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_true_and_learned_reward_are_followed_while_either_is_maximised(tmp_path):
+    example = load("09_reward_hacking.py")
+    config = example.Config(few=4, many=6, fit=30, tokens=1_000, every=500, test_problems=10, seeds=1, out=tmp_path)
+    settings = [example.Setting(True, 4, 0.0), example.Setting(False, 6, 0.1)]
+    results = {setting.name: [example.optimise(config, setting, 0)] for setting in settings}
+    assert list(results) == ["the rule", "reward model of 6 pairs, β = 0.1"]
+    for (run,) in results.values():
+        assert run["curve"][0]["kl"] == 0 and run["curve"][-1]["tokens"] >= 1_000
+        assert all(0 <= point["true"] <= 1 for point in run["curve"]) and len(run["texts"]) == 5
+    example.hacking_picture(
+        {name: [run["curve"] for run in runs] for name, runs in results.items()}, tmp_path / "x.png"
+    )
+    example.show(config, results)
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
