@@ -118,7 +118,8 @@ def sit_down():
 
 
 CONTROLLING_TERMINAL = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests (nohup, a runner) may ignore it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from llmgym.cli import main
 sys.exit(main())
