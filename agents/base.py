@@ -22,7 +22,7 @@ from llmgym.agents.collect import Episodes, Play
 from llmgym.agents.config import AgentConfig
 from llmgym.agents.files import load_agent, save_agent
 from llmgym.agents.learner import Learner
-from llmgym.agents.metrics import Means, Metrics, describe, describe_play, measure
+from llmgym.agents.metrics import Counts, Means, Metrics, describe, describe_play, measure
 from llmgym.agents.part import Credit, Part
 from llmgym.agents.policies import is_net, make_policy
 from llmgym.agents.reference import AdaptersOff, Reference, kl_of_actions, make_reference
@@ -166,7 +166,10 @@ class Agent(Learner):
     def loss(
         self, part: Part, evaluation: Evaluation, old_logp: Tensor, denominator: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Loss of some rows, as a share of the whole minibatch given by `denominator`, and metrics to average."""
+        """Loss of some rows, as a share of the whole minibatch given by `denominator`, and metrics.
+
+        A metric whose name ends with "loss" is a share likewise, any other a mean over the actions of these rows.
+        """
         raise NotImplementedError
 
     def denominator(self, batch: Batch) -> Tensor:
@@ -269,7 +272,8 @@ class Agent(Learner):
     def _step(self, whole: Part, rows: Tensor, totals: Means, limit: float, measured: bool) -> bool:
         micro_batches = whole.parts(rows, self.config.micro_batch_rows)
         only = whole.select(rows) if len(micro_batches) == 1 else None
-        denominator = self.denominator(whole.batch.select(rows) if only is None else only.batch)
+        minibatch = whole.batch.select(rows) if only is None else only.batch
+        denominator, counts = self.denominator(minibatch), Counts.of(minibatch)
         entropy, kept = self._needs_entropy(measured), iter(whole.evaluations)
 
         def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
@@ -277,9 +281,18 @@ class Agent(Learner):
             evaluation = next(kept, None) or self._evaluate(part, entropy)
             old_logp = evaluation.logp.detach() if part.old_logp is None else part.old_logp
             value, metrics = self.loss(part, evaluation, old_logp, denominator)
-            return value, metrics | measure(part.batch, evaluation, old_logp) if measured else {}
+            return value, self._shares(metrics, part, evaluation, old_logp, counts) if measured else {}
 
         return self._gradient_step(micro_batches, loss, totals, limit)
+
+    @staticmethod
+    def _shares(
+        metrics: dict[str, Any], part: Part, evaluation: Evaluation, old_logp: Tensor, counts: Counts
+    ) -> Metrics:
+        """What these rows add to each metric of their minibatch: losses are shares already, the others means."""
+        share = part.batch.mask.sum() / counts.actions
+        shares = {name: x if name.endswith("loss") else share * x for name, x in metrics.items()}
+        return shares | measure(part.batch, evaluation, old_logp, counts)
 
     def _measures(self, epoch: int) -> bool:
         # On small networks metrics cost as much as a quarter of a step.

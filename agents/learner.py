@@ -16,7 +16,7 @@ from llmgym.agents.budget import Budget
 from llmgym.agents.config import LearnerConfig
 from llmgym.agents.metrics import Means, Metrics, postfix
 
-Loss = Callable[[Tensor], tuple[Tensor, dict[str, Any]]]  # rows -> their share of the loss, metrics to average
+Loss = Callable[[Tensor], tuple[Tensor, dict[str, Any]]]  # rows -> their shares of the loss and of each metric
 Step = Callable[[Budget], tuple[Metrics, Any]]  # metrics of one update, and what it learnt from
 _BAR = "{percentage:3.0f}%|{bar:20}| {elapsed} {postfix}"
 
@@ -70,15 +70,14 @@ class Learner:
     def _gradient_step(self, parts: Iterable[Tensor], loss: Loss, totals: Means, limit: float = np.inf) -> bool:
         """One optimiser step on the summed losses of some rows; False, and no step, where `approx_kl` > `limit`."""
         self.optimizer.zero_grad(set_to_none=True)
-        own, count = Means(), 0
+        summed, count = dict[str, Any](), 0
         for rows in parts:
-            value, metrics = loss(rows)
+            value, shares = loss(rows)
             value.backward()
-            own.add(len(rows), metrics)
+            summed = {name: summed.get(name, 0.0) + share for name, share in shares.items()}
             count += len(rows)
-        means = own.mean()
-        totals.add(count, means)
-        if means.get("approx_kl", 0.0) > limit:
+        totals.add(count, summed)
+        if summed.get("approx_kl", 0.0) > limit:
             return False
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or torch.inf)
         totals.add(count, {"grad_norm": norm})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmgym.batch import Batch, Evaluation, Fragments, TextBatch
-from llmgym.losses import MAX_LOG_RATIO, masked_mean, masked_sum, zero_masked
+from llmgym.losses import MAX_LOG_RATIO, masked_sum, zero_masked
 
 Metrics = dict[str, float]
 
@@ -57,13 +57,26 @@ def describe(batch: TextBatch) -> Metrics:
     return metrics
 
 
-def measure(batch: Batch, evaluation: Evaluation, old_logp: Tensor) -> dict[str, Any]:
-    """How far policy, behaviour and reference are apart, per token (an action that is no text counts as one)."""
-    mask = batch.mask
-    tokens = masked_sum(batch.n_tokens, mask).clamp(min=1)
+class Counts(NamedTuple):
+    """What means are taken over: the actions of a minibatch, and their tokens (no text: one an action)."""
+
+    actions: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Counts:
+        return cls(batch.mask.sum().clamp(min=1), masked_sum(batch.n_tokens, batch.mask).clamp(min=1))
+
+
+def measure(batch: Batch, evaluation: Evaluation, old_logp: Tensor, counts: Counts) -> dict[str, Any]:
+    """How far policy, behaviour and reference are apart, per token: the share of these rows in the means of `counts`.
+
+    The shares of all micro-batches of a minibatch add up to its means.
+    """
+    mask, tokens = batch.mask, counts.tokens
     ratio = (evaluation.logp.detach() - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     metrics = {"behaviour_gap": masked_sum((old_logp - batch.logp).abs(), mask) / tokens}
-    metrics["ratio"] = masked_mean(ratio, mask)
+    metrics["ratio"] = masked_sum(ratio, mask) / counts.actions
     for name, value in (("entropy", evaluation.entropy), ("kl", evaluation.kl)):
         if value is not None:
             metrics[name] = masked_sum(value.detach(), mask) / tokens

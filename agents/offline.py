@@ -213,9 +213,7 @@ class Offline(Learner):
 
         def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
             part = batch.select(self._with_all_texts(micro, batch, places)).to(self.policy.device)
-            value, shares = self.loss(part, places[micro], denominator)
-            # `_gradient_step` takes means over rows, which this turns into sums over micro-batches.
-            return value, {name: share * (len(places) / len(micro)) for name, share in shares.items()}
+            return self.loss(part, places[micro], denominator)
 
         self._gradient_step(self._parts(batch, len(places)), loss, totals)
         self.num_timesteps += len(places)

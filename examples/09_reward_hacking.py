@@ -55,7 +55,7 @@ class Config:
     fit: int = 1_000  # pairs that a reward model is shown, repeats included; at least two passes
     beta: float = 0.1  # of the run with a KL penalty; true reward per nat
     tokens: int = 150_000  # sampled by a run of PPO
-    every: int = 6_000  # tokens from one judgement of the policy to the next; whole updates
+    every: int = 8_000  # tokens from one judgement of the policy to the next; whole updates
     learning_rate: float = 1e-4  # of PPO
     test_problems: int = 250  # held out, one sampled completion each
     workers: int = 2  # runs at a time, one thread each

@@ -20,7 +20,7 @@ from toys import Failing, Words, no_repeat, toy_tokenizer
 from worlds import EQUALS4, flat, four_mdp, four_tokenizer, irregular, lm_policy, rows, tiny_model
 
 import llmgym  # noqa: F401
-from llmgym.agents import GRPO, REINFORCE
+from llmgym.agents import GRPO, PPO, REINFORCE
 from llmgym.envs import TokenMDP
 from llmgym.policy import LMPolicy
 from llmgym.tasks import Problem
@@ -356,6 +356,7 @@ STEPS = [
     (GRPO, {"minibatches": 2, "beta": 0.1}),
     (REINFORCE, {"baseline": "mean", "entropy": 0.1}),
     (REINFORCE, {"baseline": "value", "normalize": "actions"}),
+    (PPO, {"value_clip": 0.1, "entropy": 0.01, "epochs": 3}),
 ]
 
 
@@ -372,11 +373,14 @@ def test_every_partition_of_a_ragged_batch_gives_the_same_step(cls, config, kind
         batch = agent.collect()
         assert len(set(batch.lengths.tolist())) > 1
         before = flat(agent.policy.parameters())
-        agent.update(batch)
-        results.append(flat(agent.policy.parameters()))
-    assert (results[0] - before).abs().max() > 1e-4
-    for other in results[1:]:
-        assert (other - results[0]).abs().max() <= {"float64": 1e-12, "float32": 1e-6}[dtype]
+        metrics = agent.update(batch)
+        results.append((flat(agent.policy.parameters()), metrics))
+    parameters, metrics = results[0]
+    assert (parameters - before).abs().max() > 1e-4 and metrics["loss"] != 0
+    exact = dtype == "float64"
+    for other, told in results[1:]:
+        assert (other - parameters).abs().max() <= (1e-12 if exact else 1e-6)
+        assert told == pytest.approx(metrics, rel=1e-6 if exact else 1e-3, abs=1e-12 if exact else 1e-5)
 
 
 def test_garbage_in_the_padding_of_a_batch_changes_no_bit_of_the_step():
