@@ -10,7 +10,7 @@ that both are read on one axis, and the same β weighs alike against either.
 
     python examples/09_reward_hacking.py --out reward_hacking
 
-writes `reward_hacking.png` and `reward_hacking.json`. About six minutes on two cores.
+writes `reward_hacking.png` and `reward_hacking.json`. About eight minutes on two cores.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def show(config: Config, results: dict[str, list[dict]]) -> None:
     table = Table(box=MARKDOWN)
     table.add_column("PPO maximises", no_wrap=True)
     for name in ("reward model is right", "true: start", "best", "end", "learned: end", "KL at best", "KL at end"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, runs in results.items():
         best = [max(run["curve"], key=lambda point: point["true"]) for run in runs]
         first, last = ([run["curve"][i] for run in runs] for i in (0, -1))
@@ -162,7 +162,7 @@ def show(config: Config, results: dict[str, list[dict]]) -> None:
             number([point[key] for point in points]) for points, key in ((last, "proxy"), (best, "kl"), (last, "kl"))
         )
         table.add_row(name, right, *true, proxy, *kl)
-    console = Console(width=140)
+    console = Console(width=160)
     console.print(table)
     console.print(f"Mean ± s.e. of {config.seeds} seeds; KL in nats an episode; {config.tokens:,} tokens a run.")
 

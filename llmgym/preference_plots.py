@@ -138,18 +138,16 @@ def hacking_picture(panels: Mapping[str, Sequence[Sequence[Mapping[str, float]]]
     """True and learned reward against √KL while a policy is optimised; replaced in one step. Gao et al. 2023, figure 1.
 
     Args:
-        panels: by title, the runs of one setting: for each seed what was seen at the same updates, in their order, with
-            `true` and `proxy` (both in units of the true reward) and `kl` (nats an episode).
+        panels: by title, the runs of one setting: for each seed what was seen on the way, in order, with `true` and
+            `proxy` (both in units of the true reward) and `kl` (nats an episode). Means go as far as the shortest run.
         path: the PNG file.
     """
     figure, axes = canvas(len(panels), width=3.1, height=3.3)
     points = [point for runs in panels.values() for run in runs for point in run]
     right, top = max(point["kl"] for point in points) ** 0.5, max(point["proxy"] for point in points)
     for axis, (title, runs) in zip(axes, panels.items(), strict=True):
-        # KL can be estimated below 0 where it is near 0.
-        x = np.sqrt(np.clip([[point["kl"] for point in run] for run in runs], 0, None))
         for key, label, colour in (("proxy", "learned reward", RED), ("true", "true reward", BLUE)):
-            _against(axis, x, np.array([[point[key] for point in run] for run in runs]), label, colour)
+            _against(axis, runs, key, label, colour)
         dress(axis, title, "√KL to the start, √nats an episode")
         axis.axhline(1, color=GREY, lw=0.8, ls=":")
         axis.set_xlim(-0.02 * right, 1.02 * right)
@@ -159,12 +157,20 @@ def hacking_picture(panels: Mapping[str, Sequence[Sequence[Mapping[str, float]]]
     save(figure, path)
 
 
-def _against(axis: Any, x: np.ndarray, y: np.ndarray, label: str, colour: str) -> None:
-    """Seeds thin; their mean at the same update thick, with a band of ± one standard error. x, y: [seeds, updates]."""
-    axis.plot(x.T, y.T, color=colour, lw=0.7, alpha=0.45)
-    mean, error = y.mean(0), y.std(0, ddof=min(1, len(y) - 1)) / len(y) ** 0.5
-    axis.plot(x.mean(0), mean, "o-", color=colour, lw=1.8, ms=3, label=label)
-    axis.fill_between(x.mean(0), mean - error, mean + error, color=colour, alpha=0.15, lw=0)
+def _against(axis: Any, runs: Sequence[Sequence[Mapping[str, float]]], key: str, label: str, colour: str) -> None:
+    """Seeds thin; their mean at the same place thick, with a band of ± one standard error."""
+    lines = [np.array([(point["kl"], point[key]) for point in run]).T for run in runs]
+    for kl, values in lines:
+        axis.plot(root(kl), values, color=colour, lw=0.7, alpha=0.45)
+    x, y = np.stack([line[:, : min(map(len, runs))] for line in lines], 1)
+    x, mean, error = root(x).mean(0), y.mean(0), y.std(0, ddof=min(1, len(y) - 1)) / len(y) ** 0.5
+    axis.plot(x, mean, "o-", color=colour, lw=1.8, ms=3, label=label)
+    axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
+
+
+def root(kl: np.ndarray) -> np.ndarray:
+    """√KL; where it is near 0 it can be estimated below."""
+    return np.sqrt(np.clip(kl, 0, None))
 
 
 def canvas(panels: int, title: str = "", width: float = 3.6, height: float = 3.2) -> tuple[Any, np.ndarray]:

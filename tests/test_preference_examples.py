@@ -34,14 +34,13 @@ def test_both_roads_from_the_same_pairs_beat_sft_which_beats_the_base(tmp_path):
 
 @pytest.mark.slow
 def test_a_learned_reward_is_hacked_and_a_rule_is_not(tmp_path):
-    quick = ["--seeds", "1", "--tokens", "50000", "--every", "5000", "--learning-rate", "2e-4", "--many", "60"]
+    quick = ["--seeds", "1", "--tokens", "60000", "--every", "10000", "--many", "60"]
     run("09_reward_hacking.py", *quick, "--out", str(tmp_path), timeout=900)
     found = json.loads((tmp_path / "reward_hacking.json").read_text())
     rule, few, _, restrained = (runs[0]["curve"] for runs in found.values())
-    best = max(few, key=lambda point: point["true"])
-    assert best["true"] > few[0]["true"] + 0.05 and few[-1]["true"] < best["true"] - 0.3
-    assert few[-1]["proxy"] > best["proxy"] + 0.2 and few[-1]["kl"] > best["kl"] + 5
+    first, hacked = few[0], few[-1]
+    assert hacked["true"] < first["true"] - 0.2 and hacked["proxy"] > first["proxy"] + 0.5 and hacked["kl"] > 5
     assert rule[-1]["true"] > rule[0]["true"] + 0.2
     assert rule[-1]["true"] > max(point["true"] for point in rule) - 0.15
-    assert restrained[-1]["true"] > few[-1]["true"] + 0.2 and restrained[-1]["kl"] < 10
+    assert restrained[-1]["true"] > hacked["true"] + 0.2 and restrained[-1]["kl"] < hacked["kl"] / 2
     assert found["reward model of 30 pairs"][0]["reward_model_accuracy"] > 0.85
