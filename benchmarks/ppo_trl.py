@@ -14,7 +14,8 @@ gradient checkpointing, the same number of threads. The processes run one after 
 
 Three things are not equal, and none of them saves us work. Ours clips the norm of the gradient, TRL's PPO never does.
 Ours forbids EOS before the last token, in sampling and in scoring; TRL is given no stop token, so that a row goes on
-after it. Ours scores its samples anew before the first step; TRL takes the log-probs that sampling gave.
+after it. Ours scores its samples anew, in passes that the first step then learns from; TRL takes the log-probs that
+sampling gave.
 
 A third row, "shared critic", is our default on text, a value head on the policy's own model: less work, no comparison.
 
