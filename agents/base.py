@@ -13,7 +13,6 @@ from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
@@ -22,8 +21,9 @@ from llmgym.agents.collect import Episodes, Play
 from llmgym.agents.config import AgentConfig
 from llmgym.agents.files import load_agent, save_agent
 from llmgym.agents.learner import Learner
-from llmgym.agents.metrics import Counts, Means, Metrics, describe, describe_play, measure
+from llmgym.agents.metrics import Metrics, describe, describe_play
 from llmgym.agents.part import Credit, Part
+from llmgym.agents.passes import measures, needs_entropy, optimize
 from llmgym.agents.policies import is_net, make_policy
 from llmgym.agents.reference import AdaptersOff, Reference, kl_of_actions, make_reference
 from llmgym.batch import Batch, Evaluation, Fragments, Scored, TextBatch
@@ -151,7 +151,7 @@ class Agent(Learner):
         scored = self._score(batch) if self._needs_score() else None
         batch = self._penalised(batch, scored, metrics)
         credit = self.credit(batch, scored, metrics)
-        metrics |= self._optimize(self._part(batch, credit, scored))
+        metrics |= optimize(self, self._part(batch, credit, scored))
         self._adapt_beta(batch, metrics)
         return metrics
 
@@ -227,7 +227,7 @@ class Agent(Learner):
         if not isinstance(batch, TextBatch):
             return self.policy.score(batch, c.micro_batch_rows)
         keep = c.minibatches == 1 and c.micro_batch_rows == 0 and (self.reference is None or c.kl_in == "reward")
-        return self.policy.score(batch, c.micro_batch_rows, keep=keep, entropy=self._needs_entropy(self._measures(0)))
+        return self.policy.score(batch, c.micro_batch_rows, keep=keep, entropy=needs_entropy(c, measures(c, 0)))
 
     def _penalised(self, batch: Any, scored: Scored | None, metrics: Metrics) -> Any:
         """The batch with β KL taken off the rewards, where the config puts it there."""
@@ -253,58 +253,6 @@ class Agent(Learner):
             return Part(batch.steps(), **flat)  # type: ignore[arg-type]
         kept = () if scored is None else scored.evaluations
         return Part(batch, **named, ref_logp=self.reference_logp(batch), evaluations=kept)  # type: ignore[arg-type]
-
-    def _optimize(self, whole: Part) -> Metrics:
-        """Every pass over the rows; what is reported are the means of the last one, where the policy has moved most."""
-        config, totals, rows = self.config, Means(), len(whole.batch)
-        limit = 1.5 * (getattr(config, "target_kl", None) or np.inf)
-        generator = torch.Generator().manual_seed(int(self.rng.integers(2**31)))
-        assert config.epochs is not None and config.minibatches is not None
-        for epoch in range(config.epochs):
-            measured, totals = self._measures(epoch), Means()
-            order = torch.randperm(rows, generator=generator) if config.minibatches > 1 else torch.arange(rows)
-            for chosen in order.chunk(config.minibatches):
-                if not self._step(whole, chosen, totals, limit, measured):
-                    return totals.mean() | {"stopped_early": 1.0}
-                whole = replace(whole, evaluations=())  # of the parameters before the step
-        return totals.mean()
-
-    def _step(self, whole: Part, rows: Tensor, totals: Means, limit: float, measured: bool) -> bool:
-        micro_batches = whole.parts(rows, self.config.micro_batch_rows)
-        only = whole.select(rows) if len(micro_batches) == 1 else None
-        minibatch = whole.batch.select(rows) if only is None else only.batch
-        denominator, counts = self.denominator(minibatch), Counts.of(minibatch)
-        entropy, kept = self._needs_entropy(measured), iter(whole.evaluations)
-
-        def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            part = whole.select(micro) if only is None else only
-            evaluation = next(kept, None) or self._evaluate(part, entropy)
-            old_logp = evaluation.logp.detach() if part.old_logp is None else part.old_logp
-            value, metrics = self.loss(part, evaluation, old_logp, denominator)
-            return value, self._shares(metrics, part, evaluation, old_logp, counts) if measured else {}
-
-        return self._gradient_step(micro_batches, loss, totals, limit)
-
-    @staticmethod
-    def _shares(
-        metrics: dict[str, Any], part: Part, evaluation: Evaluation, old_logp: Tensor, counts: Counts
-    ) -> Metrics:
-        """What these rows add to each metric of their minibatch: losses are shares already, the others means."""
-        share = part.batch.mask.sum() / counts.actions
-        shares = {name: x if name.endswith("loss") else share * x for name, x in metrics.items()}
-        return shares | measure(part.batch, evaluation, old_logp, counts)
-
-    def _measures(self, epoch: int) -> bool:
-        # On small networks metrics cost as much as a quarter of a step.
-        return epoch + 1 == self.config.epochs or getattr(self.config, "target_kl", None) is not None
-
-    def _needs_entropy(self, measured: bool) -> bool:
-        return measured or getattr(self.config, "entropy", 0.0) > 0
-
-    def _evaluate(self, part: Part, entropy: bool) -> Evaluation:
-        if not isinstance(part.batch, TextBatch):
-            return self.policy.evaluate(part.batch, entropy=entropy)
-        return self.policy.evaluate(part.batch, ref_logp=part.ref_logp, entropy=entropy, **self.kl_options)
 
     def _adapt_beta(self, batch: Any, metrics: Metrics) -> None:
         c = self.config

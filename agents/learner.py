@@ -67,7 +67,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * share
 
-    def _gradient_step(self, parts: Iterable[Tensor], loss: Loss, totals: Means, limit: float = np.inf) -> bool:
+    def gradient_step(self, parts: Iterable[Tensor], loss: Loss, totals: Means, limit: float = np.inf) -> bool:
         """One optimiser step on the summed losses of some rows; False, and no step, where `approx_kl` > `limit`."""
         self.optimizer.zero_grad(set_to_none=True)
         summed, count = dict[str, Any](), 0

@@ -215,7 +215,7 @@ class Offline(Learner):
             part = batch.select(self._with_all_texts(micro, batch, places)).to(self.policy.device)
             return self.loss(part, places[micro], denominator)
 
-        self._gradient_step(self._parts(batch, len(places)), loss, totals)
+        self.gradient_step(self._parts(batch, len(places)), loss, totals)
         self.num_timesteps += len(places)
         self.num_tokens += int(batch.n_tokens.sum())
         return totals.mean()
