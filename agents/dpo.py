@@ -71,7 +71,7 @@ class DPO(Offline):
         super().__init__(policy, env, preferences, **config)
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]
         cls,
         path: str | Path,
         env: Any = None,

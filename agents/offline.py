@@ -159,6 +159,14 @@ class Offline(Learner):
 
     # What a subclass defines.
 
+    def evaluate(self, data: Source, /) -> dict[str, float]:
+        """How well rows that are not learnt from are predicted.
+
+        Raises:
+            ValueError: a row is unusable or does not fit the environment.
+        """
+        raise NotImplementedError
+
     def loss(self, batch: TextBatch, rows: Tensor, denominator: float) -> tuple[Tensor, dict[str, Any]]:
         """Share of the loss, and shares of metrics, of some rows.
 
@@ -295,8 +303,8 @@ class _RowBudget(Budget):
 
     def __init__(self, agent: Offline, rows: Any, tokens: int | None, seconds: float | None, behind: int):
         super().__init__(agent, rows, tokens, seconds)
-        done, *others = self._now()
-        self.start = (done - behind, *others)  # `behind`: rows of this budget that are done already
+        rows_done, tokens_done, now = self._now()
+        self.start = (rows_done - behind, tokens_done, now)  # `behind`: rows of this budget that are done already
 
     def _now(self) -> tuple[float, float, float]:
         return self.agent.num_timesteps, self.agent.num_tokens, time.perf_counter()

@@ -31,7 +31,7 @@ def make_policy(policy: Any, world: Any, config: C, given: dict[str, Any], value
     if isinstance(policy, NetPolicy):
         policy, config = policy, settings_of(policy, config, given)
     elif is_net(policy):
-        settings = {"device": config.device, "dtype": config.dtype, "seed": config.seed}
+        settings: dict[str, Any] = {"device": config.device, "dtype": config.dtype, "seed": config.seed}
         return NetPolicy(policy, world, value_head=bool(values), **settings), config
     elif isinstance(policy, LMPolicy):
         config = settings_of(policy, config, given | ({"lora": config.lora} if config.lora else {}))

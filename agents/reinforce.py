@@ -76,7 +76,7 @@ class REINFORCE(Agent):
     ) -> tuple[Tensor, dict[str, Any]]:
         """`reinforce_loss`, with a value loss, an entropy bonus and a KL term where asked for."""
         c, mask, advantages = self.config, part.batch.mask, part.advantages
-        shared = {"denominator": denominator, "normalize": c.normalize}
+        shared: dict[str, Any] = {"denominator": denominator, "normalize": c.normalize}
         metrics: dict[str, Any] = {}
         extra = torch.zeros((), device=mask.device)
         if evaluation.values is not None and c.baseline == "value":

@@ -70,7 +70,9 @@ class SFT(Offline):
         self._packed = PackedForward(self.policy.model) if c.packing and not fused else None
 
     @classmethod
-    def load(cls, path: str | Path, env: Any = None, demonstrations: Source | None = None, **config: Any) -> Self:
+    def load(  # type: ignore[override]
+        cls, path: str | Path, env: Any = None, demonstrations: Source | None = None, **config: Any
+    ) -> Self:
         """What `save` wrote, as `Offline.load`."""
         agent = load_agent(cls, path, env, config)
         if demonstrations is not None:

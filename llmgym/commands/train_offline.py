@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -25,7 +25,7 @@ from llmgym.preferences import read_preferences
 from llmgym.runs import RunFolder, check_free, default_path
 
 LEARNERS: Mapping[str, type[Offline]] = {"sft": SFT, "dpo": DPO, "reward-model": RewardTrainer}
-READERS = {"sft": read_demonstrations, "dpo": read_preferences, "reward-model": read_preferences}
+READERS: dict[str, Callable[..., list[Any]]] = {"sft": read_demonstrations, "dpo": read_preferences, "reward-model": read_preferences}
 C = TypeVar("C", bound=OfflineConfig)
 
 
