@@ -25,7 +25,11 @@ from llmgym.preferences import read_preferences
 from llmgym.runs import RunFolder, check_free, default_path
 
 LEARNERS: Mapping[str, type[Offline]] = {"sft": SFT, "dpo": DPO, "reward-model": RewardTrainer}
-READERS: dict[str, Callable[..., list[Any]]] = {"sft": read_demonstrations, "dpo": read_preferences, "reward-model": read_preferences}
+READERS: dict[str, Callable[..., list[Any]]] = {
+    "sft": read_demonstrations,
+    "dpo": read_preferences,
+    "reward-model": read_preferences,
+}
 C = TypeVar("C", bound=OfflineConfig)
 
 
