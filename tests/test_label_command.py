@@ -80,7 +80,9 @@ class Person:
 
     def ended(self):
         """The exit code."""
+        deadline = time.monotonic() + 60
         while self._read() or self.process.poll() is None:
+            assert time.monotonic() < deadline, f"the command never ended: {self.said}"
             select.select([self.master], [], [], 0.1)
         os.close(self.master)
         return self.process.wait()
@@ -119,7 +121,8 @@ def sit_down():
 
 CONTROLLING_TERMINAL = """
 import fcntl, signal, sys, termios
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests (nohup, a runner) may ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests (nohup, a runner) may ignore it
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from llmgym.cli import main
 sys.exit(main())
