@@ -49,14 +49,14 @@ def _step(agent: Agent, whole: Part, rows: Tensor, totals: Means, measured: bool
     micro_batches = whole.parts(rows, config.micro_batch_rows)
     only = whole.select(rows) if len(micro_batches) == 1 else None
     minibatch = whole.batch.select(rows) if only is None else only.batch
-    denominator, counts = agent.denominator(minibatch), Counts.of(minibatch)
+    denominator, counts = agent.denominator(minibatch), Counts.of(minibatch) if measured else None
 
     def loss(micro: Tensor) -> tuple[Tensor, dict[str, Any]]:
         part = whole.select(micro) if only is None else only
         evaluation = next(kept, None) or _evaluate(agent, part, needs_entropy(config, measured))
         old_logp = evaluation.logp.detach() if part.old_logp is None else part.old_logp
         value, metrics = agent.loss(part, evaluation, old_logp, denominator)
-        return value, _shares(metrics, part, evaluation, old_logp, counts) if measured else {}
+        return value, {} if counts is None else _shares(metrics, part, evaluation, old_logp, counts)
 
     limit = 1.5 * (getattr(config, "target_kl", None) or np.inf)
     return agent.gradient_step(micro_batches, loss, totals, limit)

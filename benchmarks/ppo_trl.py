@@ -129,7 +129,7 @@ def run_trl(config: Config) -> dict:
     from llmgym.tokenization import tiny_path
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOTrainer
 
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
@@ -144,36 +144,7 @@ def run_trl(config: Config) -> dict:
             watch.update()
 
     with tempfile.TemporaryDirectory() as folder:
-        args = PPOConfig(
-            output_dir=folder,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=ROWS,
-            gradient_accumulation_steps=1,
-            local_rollout_forward_batch_size=ROWS,
-            total_episodes=ROWS * updates,
-            num_ppo_epochs=4,
-            num_mini_batches=1,
-            response_length=TOKENS,
-            temperature=1.0,
-            stop_token=None,
-            kl_coef=0.05,
-            kl_estimator="k1",
-            cliprange=0.2,
-            cliprange_value=0.2,
-            vf_coef=0.1,  # of half the squared error
-            gamma=1.0,
-            lam=0.95,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            num_sample_generations=0,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=config.seed,
-        )
+        args = trl_settings(config, folder, updates)
         trainer = PPOTrainer(
             args=args,
             processing_class=tokenizer,
@@ -187,6 +158,42 @@ def run_trl(config: Config) -> dict:
         watch = Watch(config)
         trainer.train()
     return watch.result(f"TRL {trl.__version__}")
+
+
+def trl_settings(config: Config, folder: str, updates: int) -> Any:
+    """The same algorithm in TRL's words."""
+    from trl.experimental.ppo import PPOConfig
+
+    return PPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=ROWS,
+        gradient_accumulation_steps=1,
+        local_rollout_forward_batch_size=ROWS,
+        total_episodes=ROWS * updates,
+        num_ppo_epochs=4,
+        num_mini_batches=1,
+        response_length=TOKENS,
+        temperature=1.0,
+        stop_token=None,
+        kl_coef=0.05,
+        kl_estimator="k1",
+        cliprange=0.2,
+        cliprange_value=0.2,
+        vf_coef=0.1,  # of half the squared error
+        gamma=1.0,
+        lam=0.95,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=config.seed,
+    )
 
 
 def classifier() -> Any:

@@ -38,9 +38,10 @@ def test_a_learned_reward_is_hacked_and_a_rule_is_not(tmp_path):
     run("09_reward_hacking.py", *quick, "--out", str(tmp_path), timeout=900)
     found = json.loads((tmp_path / "reward_hacking.json").read_text())
     rule, few, _, restrained = (runs[0]["curve"] for runs in found.values())
-    first, hacked = few[0], few[-1]
-    assert hacked["true"] < first["true"] - 0.2 and hacked["proxy"] > first["proxy"] + 0.5 and hacked["kl"] > 5
+    hacked, best = few[-1], max(few, key=lambda point: point["true"])
+    assert hacked["true"] < best["true"] - 0.3 and hacked["true"] < few[0]["true"] - 0.2
+    assert hacked["proxy"] > best["proxy"] + 0.2 and hacked["kl"] > best["kl"] + 5
     assert rule[-1]["true"] > rule[0]["true"] + 0.2
     assert rule[-1]["true"] > max(point["true"] for point in rule) - 0.15
-    assert restrained[-1]["true"] > hacked["true"] + 0.2 and restrained[-1]["kl"] < hacked["kl"] / 2
+    assert restrained[-1]["true"] > hacked["true"] + 0.2 and restrained[-1]["kl"] < 10
     assert found["reward model of 30 pairs"][0]["reward_model_accuracy"] > 0.85
