@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from llmgym.env import check_render_mode
+from llmgym.envs.autoreset import parse_autoreset_mode, reset_mask, seed_list, step_limit
 from llmgym.mdp import ScorerFailed
 from llmgym.tasks import Problem
 from llmgym.text import EOS, ILLEGAL, LENGTH, TextMDP, TextState
@@ -57,9 +58,9 @@ class VectorTextEnv(VectorEnv):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         check_render_mode(render_mode, self.metadata["render_modes"])
         self.mdp, self.num_envs, self.render_mode = mdp, num_envs, render_mode
-        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
-        self.mask_in_info, self.max_episode_steps = mask_in_info, _step_limit(max_episode_steps)
+        self.mask_in_info, self.max_episode_steps = mask_in_info, step_limit(max_episode_steps)
         self.single_observation_space, self.single_action_space = mdp.observation_space, mdp.action_space
         self.observation_space = batch_space(mdp.observation_space, num_envs)
         self.action_space = batch_space(mdp.action_space, num_envs)
@@ -109,9 +110,9 @@ class VectorTextEnv(VectorEnv):
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
         """Start an episode in every row, or in the rows of `options["reset_mask"]`."""
         options = options or {}
-        rows = np.flatnonzero(_reset_mask(options.get("reset_mask"), self.num_envs))
+        rows = np.flatnonzero(reset_mask(options.get("reset_mask"), self.num_envs))
         problems = _problem_list(options.get("problem"), self.num_envs)
-        for row, row_seed in enumerate(_seed_list(seed, self.num_envs)):
+        for row, row_seed in enumerate(seed_list(seed, self.num_envs)):
             if row_seed is not None and row in rows:
                 self._rngs[row] = seeding.np_random(row_seed)[0]
         infos: dict[str, Any] = {}
@@ -308,31 +309,6 @@ class VectorTextEnv(VectorEnv):
 _ARRAYS = ("ids", "attention", "chosen", "length", "n_prompt", "key", "steps", "finish", "terminated", "truncated")
 
 
-def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    """The enum from itself, its value ("NextStep") or its name in any case ("next_step")."""
-    if isinstance(mode, AutoresetMode):
-        return mode
-    for member in AutoresetMode:
-        if str(mode).replace("_", "").lower() == member.value.lower():
-            return member
-    raise ValueError(f"autoreset_mode must be one of {[m.value for m in AutoresetMode]}, got {mode!r}")
-
-
-def _step_limit(steps: int | None) -> int | None:
-    if steps is None or steps == -1:  # gym.make's spelling of "no limit"
-        return None
-    if steps < 1:
-        raise ValueError(f"max_episode_steps must be at least 1, or None, got {steps}")
-    return steps
-
-
-def _reset_mask(mask: Any, num_envs: int) -> np.ndarray:
-    mask = np.ones(num_envs, bool) if mask is None else np.asarray(mask)
-    if mask.shape != (num_envs,) or mask.dtype != bool or not mask.any():
-        raise ValueError(f"options['reset_mask'] must be bool [{num_envs}] with at least one True, got {mask!r}")
-    return mask
-
-
 def _problem_list(problems: Any, num_envs: int) -> list[Problem | None]:
     if problems is None or isinstance(problems, Problem):
         return [problems] * num_envs
@@ -341,13 +317,3 @@ def _problem_list(problems: Any, num_envs: int) -> list[Problem | None]:
     if len(problems) != num_envs:
         raise ValueError(f"options['problem'] must hold {num_envs} problems, one a row, got {len(problems)}")
     return list(problems)
-
-
-def _seed_list(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, int | np.integer):
-        return [int(seed) + i for i in range(num_envs)]
-    if len(seed) != num_envs:
-        raise ValueError(f"a list of seeds must have one a row: {num_envs}, got {len(seed)}")
-    return list(seed)
