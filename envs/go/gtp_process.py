@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -93,12 +94,10 @@ class GTPProcess:
         process = self._process
         if process is None:
             return
-        try:
+        with suppress(OSError, subprocess.TimeoutExpired):
             process.stdin.write(b"quit\n")  # type: ignore[union-attr]
             process.stdin.close()  # type: ignore[union-attr]
             process.wait(PATIENCE)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
         self._end()
 
     def __enter__(self) -> Self:
@@ -122,7 +121,7 @@ class GTPProcess:
         """Read up to the blank line that ends an answer: its `=` or `?`, and its text."""
         deadline = time.monotonic() + self.timeout
         while b"\n\n" not in (received := self._received["out"].replace(b"\r", b"").lstrip()):
-            if received and received[:1] not in b"=?" or len(received) > MAX_ANSWER:
+            if (received and received[:1] not in b"=?") or len(received) > MAX_ANSWER:
                 break
             if not self._receive(process, line, deadline):
                 raise self._fail(f"{self} has crashed at {line!r}{self._last_words(process)}")
@@ -169,10 +168,8 @@ class GTPProcess:
         """No process and no open file is left."""
         process, self._process = self._process, None
         assert process is not None
-        try:
+        with suppress(ProcessLookupError, PermissionError):  # all of it may have gone already
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # all of it has gone already
-            pass
         process.wait()
         self._selector.close()
         for stream in (process.stdin, process.stdout, process.stderr):
