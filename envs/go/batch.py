@@ -1,0 +1,236 @@
+"""`GoBatch`: many games side by side, both colours played from outside; compiled, on one thread or more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from llmgym.envs.go import position
+from llmgym.envs.go.area import margin, write_area
+from llmgym.envs.go.board import forfeit, is_legal, play, write_mask
+from llmgym.envs.go.compiled import inlined, kernel
+from llmgym.envs.go.layout import CAPTURES, ENDED_BY_ILLEGAL, ENDING, LAST, LOST, MOVES, PASSES, TAKEN, TO_PLAY
+from llmgym.envs.go.planes import boards_needed, check_planes, plane_count, plane_flags, write_planes
+from llmgym.envs.go.playout import pick, write_light_mask
+from llmgym.envs.go.rules import GoRules, check_whole
+from llmgym.envs.go.state import GoState
+
+
+class GoBatch:
+    """N games for self-play: every row its own game, masks and planes for the player to move there.
+
+    `masks` and `planes` are the same arrays all the time: copy what is to be kept.
+
+    Args:
+        rules: of every game.
+        num_games: N.
+        planes: names of `llmgym.envs.go.planes`; none are computed by default.
+        threads: of the compiled code; the rows are shared out among them.
+
+    Attributes:
+        masks: legal actions, bool [N, points + 1]; none in a finished row.
+        planes: int8 [N, C, rows, cols].
+        rewards: of the last step, for who moved: 1, 0, -1 at the end of a game, else 0; float64 [N].
+        scores: Black's points ahead in finished rows; float64 [N].
+        captured: stones taken by the last step less those lost by suicide; int64 [N].
+    """
+
+    def __init__(self, rules: GoRules, num_games: int, planes: Sequence[str] = (), threads: int = 1):
+        check_whole("num_games", num_games, 1, 2**31)
+        check_whole("threads", threads, 1, 1024)
+        self.rules, self.num_games, self.plane_names = rules, num_games, check_planes(planes)
+        self._flags, n_planes = plane_flags(planes), plane_count(planes)
+        first = position.with_handicap(rules, depth=boards_needed(planes))
+        self._first, n = (first.ints, first.longs, first.boards), num_games
+        self._ints, self._longs, self._boards = (np.repeat(array[None], n, axis=0) for array in self._first)
+        self.masks = np.zeros((n, rules.points + 1), np.bool_)
+        self.planes = np.zeros((n, n_planes, rules.rows, rules.cols), np.int8)
+        self.rewards, self.scores, self.captured = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
+        bounds = np.linspace(0, n, min(threads, n) + 1).astype(np.int64)
+        self._parts = [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
+        self.reset()
+
+    # Columns of the header, copied: int16 [N], and int16 [N, 2] of `captures`.
+
+    @property
+    def to_play(self) -> np.ndarray:
+        """Who moves in every row: 0 Black, 1 White."""
+        return self._ints[:, TO_PLAY].copy()
+
+    @property
+    def n_moves(self) -> np.ndarray:
+        """Moves played in every row, passes included."""
+        return self._ints[:, MOVES].copy()
+
+    @property
+    def passes(self) -> np.ndarray:
+        """Passes in a row."""
+        return self._ints[:, PASSES].copy()
+
+    @property
+    def last_actions(self) -> np.ndarray:
+        """The last action of every row; -1 at the start."""
+        return self._ints[:, LAST].copy()
+
+    @property
+    def endings(self) -> np.ndarray:
+        """0 while a game goes on; 1 over by two passes, 2 by the cap on moves, 3 by an illegal action."""
+        return self._ints[:, ENDING].copy()
+
+    @property
+    def terminated(self) -> np.ndarray:
+        """Which games are over; bool [N]."""
+        return self._ints[:, ENDING] > 0
+
+    @property
+    def captures(self) -> np.ndarray:
+        """Stones taken by Black and by White; int16 [N, 2]."""
+        return self._ints[:, CAPTURES : CAPTURES + 2].copy()
+
+    def reset(self, rows: np.ndarray | None = None) -> None:
+        """New games in all rows, or in those of a bool mask [N]."""
+        for array, first in zip((self._ints, self._longs, self._boards), self._first, strict=True):
+            if rows is None:
+                array[:] = first
+            else:
+                array[rows] = first
+        self._run(_refresh, self._all() if rows is None else np.asarray(rows, bool), self.masks, self._planes())
+
+    def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Play an action in every row, or in those of a bool mask [N]; an illegal one loses the game.
+
+        Finished rows ignore theirs.
+
+        Args:
+            actions: int [N]; points row by row, then the pass.
+            rows: bool [N]; the others wait, with a reward of 0.
+        """
+        actions = np.ascontiguousarray(actions, np.int64)
+        if actions.shape != (self.num_games,):
+            raise ValueError(f"actions must be {self.num_games} whole numbers, got shape {actions.shape}")
+        live = self._all() if rows is None else np.ascontiguousarray(rows, np.bool_)
+        outputs = (self.masks, self._planes(), self.rewards, self.scores, self.captured)
+        self._run(_step, live, float(self.rules.komi), actions, *outputs)
+
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
+        """A uniform legal action of every row, int64 [N]; the pass in finished rows."""
+        actions, draws = np.empty(self.num_games, np.int64), rng.bit_generator.random_raw(self.num_games)
+        self._share(_sample, self.masks, draws, actions)
+        return actions
+
+    def light(self, rng: np.random.Generator) -> np.ndarray:
+        """The same among moves that fill no own eye; a pass where there is none."""
+        actions, draws = np.empty(self.num_games, np.int64), rng.bit_generator.random_raw(self.num_games)
+        self._share(_light, self._ints, self._longs, draws, actions)
+        return actions
+
+    def state(self, row: int) -> GoState:
+        """The position of a row, as a value."""
+        return GoState(self._ints[row].copy(), self._longs[row].copy(), self._boards[row].copy())
+
+    def set_state(self, row: int, state: GoState) -> None:
+        """Put a position into a row; it keeps as many last boards as the planes here need.
+
+        Raises:
+            ValueError: the state is of other rules, or keeps fewer boards.
+        """
+        same = state.ints.shape == self._ints[row].shape and (state.ints[:TO_PLAY] == self._ints[row, :TO_PLAY]).all()
+        depth = self._boards.shape[1]
+        if not same or len(state.boards) < depth:
+            raise ValueError(f"a row takes states of {self.rules} with at least {depth} last boards, got {state!r}")
+        self._ints[row], self._longs[row] = state.ints, state.longs
+        if depth:
+            ages = np.arange(depth)
+            self._boards[row, (state.n_moves - ages) % depth] = state.boards[(state.n_moves - ages) % len(state.boards)]
+        chosen = np.arange(self.num_games) == row
+        self._run(_refresh, chosen, self.masks, self._planes())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
+
+    def _all(self) -> np.ndarray:
+        return np.ones(self.num_games, np.bool_)
+
+    def _planes(self) -> np.ndarray:
+        return self.planes.reshape(self.num_games, -1, self.rules.points)
+
+    def _run(self, function: Any, live: np.ndarray, *arguments: Any) -> None:
+        self._share(function, self._ints, self._longs, self._boards, self._flags, live, *arguments)
+
+    def _share(self, function: Any, *arguments: Any) -> None:
+        """Call a kernel on every part of the rows; the first part runs in this thread."""
+        if self._pool is None:
+            function(0, self.num_games, *arguments)
+            return
+        waiting = [self._pool.submit(function, *part, *arguments) for part in self._parts[1:]]
+        function(*self._parts[0], *arguments)
+        for future in waiting:
+            future.result()
+
+
+@inlined
+def _show(ints, longs, boards, flags, mask, planes):
+    write_mask(ints, longs, mask)
+    if planes.shape[0] > 0:
+        write_planes(ints, longs, boards, flags, planes)
+
+
+@inlined
+def _move(ints, longs, boards, action):
+    if is_legal(ints, longs, action):
+        play(ints, longs, boards, action)
+    else:
+        forfeit(ints, action)
+
+
+@inlined
+def _result(ints, komi):
+    """Black's points ahead, and the reward of who moved last, in a finished game."""
+    area = np.empty(ints.shape[0], np.uint8)[: np.int64(ints[0]) * ints[1]]
+    write_area(ints, area)
+    score = margin(area) - komi
+    if ints[ENDING] == ENDED_BY_ILLEGAL:
+        return score, -1.0
+    sign = 1.0 if ints[TO_PLAY] == 1 else -1.0  # Black has moved last if White is to play
+    return score, sign * np.sign(score)
+
+
+@kernel
+def _refresh(start, stop, ints, longs, boards, flags, live, masks, planes):
+    for i in range(start, stop):
+        if live[i]:
+            _show(ints[i], longs[i], boards[i], flags, masks[i], planes[i])
+
+
+@kernel
+def _step(start, stop, ints, longs, boards, flags, live, komi, actions, masks, planes, rewards, scores, captured):
+    for i in range(start, stop):
+        rewards[i] = captured[i] = 0
+        if live[i] and ints[i, ENDING] == 0:
+            _move(ints[i], longs[i], boards[i], actions[i])
+            captured[i] = ints[i, TAKEN] - ints[i, LOST]
+            if ints[i, ENDING] > 0:
+                scores[i], rewards[i] = _result(ints[i], komi)
+            _show(ints[i], longs[i], boards[i], flags, masks[i], planes[i])
+
+
+@kernel
+def _sample(start, stop, masks, draws, actions):
+    for i in range(start, stop):
+        actions[i] = pick(masks[i], draws[i] >> np.uint64(32))
+
+
+@kernel
+def _light(start, stop, ints, longs, draws, actions):
+    mask = np.empty(np.int64(ints[0, 0]) * ints[0, 1] + 1, np.bool_)
+    for i in range(start, stop):
+        write_light_mask(ints[i], longs[i], mask)
+        actions[i] = pick(mask, draws[i] >> np.uint64(32))
