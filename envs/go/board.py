@@ -52,27 +52,33 @@ _SQUARES = 33
 
 
 @inlined
+def at(array, i):
+    """An element as int64. The index is unsigned: numba then writes no code for negative ones, a third of a move."""
+    return np.int64(array[np.uintp(i)])
+
+
+@inlined
 def cell_of(ints, action):
     """Cell of a point."""
-    return ints[STRIDE] + action + action // ints[COLS]
+    return at(ints, STRIDE) + action + action // at(ints, COLS)
 
 
 @inlined
 def action_of(ints, cell):
     """Point of a cell."""
-    return cell - ints[STRIDE] - cell // ints[STRIDE] + 1
+    return cell - at(ints, STRIDE) - cell // at(ints, STRIDE) + 1
 
 
 @inlined
 def colour_at(ints, cell):
     """EMPTY, BLACK_STONE, WHITE_STONE or BORDER."""
-    return ints[CELLS + cell] & 3
+    return at(ints, CELLS + cell) & 3
 
 
 @inlined
 def head_at(ints, cell):
     """Head of the chain of a stone."""
-    return np.int64(ints[CELLS + ints[SIZE] + cell])
+    return at(ints, CELLS + at(ints, SIZE) + cell)
 
 
 @inlined
@@ -93,7 +99,7 @@ def _liberty(cell):
 @inlined
 def in_atari(longs, head):
     """Whether the chain has exactly one liberty: its pseudo-liberties are all the same cell (Cauchy-Schwarz)."""
-    packed = longs[LIBERTIES + head]
+    packed = at(longs, LIBERTIES + head)
     total = (packed >> 12) & _SUM
     return (packed & _COUNT) * (packed >> _SQUARES) == total * total
 
@@ -101,14 +107,14 @@ def in_atari(longs, head):
 @inlined
 def _repeats(ints, longs, hash, mover):
     """Whether the position of this hash, after a move of `mover`, has been before."""
-    if ints[KO] == SITUATIONAL and mover == 0:
+    if at(ints, KO) == SITUATIONAL and mover == 0:
         hash ^= TURN
-    seen = LIBERTIES + 2 * ints[SIZE]
-    if not (longs[seen + ((hash >> 6) & (ints[WORDS] - 1))] >> (hash & 63)) & 1:
+    seen = LIBERTIES + 2 * at(ints, SIZE)
+    if not (at(longs, seen + ((hash >> 6) & (at(ints, WORDS) - 1))) >> (hash & 63)) & 1:
         return False
-    past = seen + ints[WORDS]
-    for i in range(past, past + ints[RECORDED]):  # noqa: SIM110 (kernels know no generators)
-        if longs[i] == hash:
+    past = seen + at(ints, WORDS)
+    for i in range(past, past + at(ints, RECORDED)):  # noqa: SIM110 (kernels know no generators)
+        if at(longs, i) == hash:
             return True
     return False
 
@@ -116,91 +122,81 @@ def _repeats(ints, longs, hash, mover):
 @inlined
 def record(ints, longs, mover):
     """Remember the position after a move of `mover`."""
-    hash = longs[HASH]
-    if ints[KO] == SITUATIONAL and mover == 0:
+    hash = at(longs, HASH)
+    if at(ints, KO) == SITUATIONAL and mover == 0:
         hash ^= TURN
-    seen = LIBERTIES + 2 * ints[SIZE]
-    longs[seen + ((hash >> 6) & (ints[WORDS] - 1))] |= np.int64(1) << (hash & 63)
-    longs[seen + ints[WORDS] + ints[RECORDED]] = hash
+    seen = LIBERTIES + 2 * at(ints, SIZE)
+    longs[np.uintp(seen + ((hash >> 6) & (at(ints, WORDS) - 1)))] |= np.int64(1) << (hash & 63)
+    longs[np.uintp(seen + at(ints, WORDS) + at(ints, RECORDED))] = hash
     ints[RECORDED] += 1
-    ints[PEAK] = max(ints[PEAK], ints[STONES])
+    ints[PEAK] = max(ints[PEAK], at(ints, STONES))
 
 
 @inlined
 def may_play(ints, longs, cell):
     """Whether the player to move may put a stone on this empty cell."""
-    mover, rule, size = np.int64(ints[TO_PLAY]), ints[KO], np.int64(ints[SIZE])
-    near = np.int64(ints[CELLS + cell])
-    free, enemies = (near >> 2) & 7, (near >> (8 - 3 * mover)) & 7
-    if rule == SIMPLE and cell == ints[BARRED]:
-        return False
-    if free > 0 and (rule == SIMPLE or enemies == 0):
-        return rule == SIMPLE or ints[STONES] >= ints[PEAK] or not _new_stone_repeats(ints, longs, cell)
-    alive, gone, after = free > 0, False, longs[HASH] ^ ZOBRIST[mover, cell]
-    counted0 = counted1 = counted2 = np.int64(-1)
+    own, enemy = np.int64(1) + at(ints, TO_PLAY), np.int64(2) - at(ints, TO_PLAY)
+    heads, stride = CELLS + at(ints, SIZE), at(ints, STRIDE)
+    alive, takes = (at(ints, CELLS + cell) >> 2) & 7, np.int64(0)
     for k in range(4):
-        q = neighbour(cell, np.int64(ints[STRIDE]), k)
-        colour = colour_at(ints, q)
-        if colour == EMPTY or colour == BORDER:
-            continue
-        head = head_at(ints, q)
-        if colour == mover + 1:
-            alive = alive or not in_atari(longs, head)
-        elif in_atari(longs, head):
-            alive = gone = True
-            if head != counted0 and head != counted1 and head != counted2:
-                after ^= longs[LIBERTIES + size + head]
-                counted0, counted1, counted2 = head, counted0, counted1
-    if not alive:
-        if ints[SUICIDE] == 0:
-            return False
-        gone, after = True, _after_suicide(ints, longs, cell)
-    if rule == SIMPLE or (not gone and ints[STONES] >= ints[PEAK]):
+        # No branches, which would be guessed wrong half the time: empty and border cells are looked at in vain.
+        q = neighbour(cell, stride, k)
+        colour, atari = at(ints, CELLS + q) & 3, np.int64(in_atari(longs, at(ints, heads + q)))
+        alive |= np.int64(colour == own) & (1 - atari)
+        takes |= np.int64(colour == enemy) & atari
+    dead = (alive | takes) == 0
+    if at(ints, KO) == SIMPLE:
+        return cell != at(ints, BARRED) and (not dead or at(ints, SUICIDE) > 0)
+    if dead and at(ints, SUICIDE) == 0:
+        return False
+    # A position with more stones than any before is new.
+    if not dead and takes == 0 and at(ints, STONES) >= at(ints, PEAK):
         return True
+    mover = at(ints, TO_PLAY)
+    after = at(longs, HASH)
+    if dead:  # the stone itself goes too
+        after = _without(ints, longs, cell, own, False, after)
+    else:
+        after ^= ZOBRIST[mover, cell]
+        if takes:
+            after = _without(ints, longs, cell, enemy, True, after)
     return not _repeats(ints, longs, after, mover)
 
 
 @inlined
-def _new_stone_repeats(ints, longs, cell):
-    # A position with more stones than any before is new: this is asked only after captures.
-    mover = np.int64(ints[TO_PLAY])
-    return _repeats(ints, longs, longs[HASH] ^ ZOBRIST[mover, cell], mover)
-
-
-@inlined
-def _after_suicide(ints, longs, cell):
-    """Hash after a stone that takes all chains of its own colour that it touches, and itself."""
-    mover, after = ints[TO_PLAY], longs[HASH]
+def _without(ints, longs, cell, colour, only_atari, after):
+    """The hash without the chains of one colour around a cell, or those of them that are in atari."""
     counted0 = counted1 = counted2 = np.int64(-1)
     for k in range(4):
-        q = neighbour(cell, np.int64(ints[STRIDE]), k)
-        if colour_at(ints, q) == mover + 1:
-            head = head_at(ints, q)
-            if head != counted0 and head != counted1 and head != counted2:
-                after ^= longs[LIBERTIES + ints[SIZE] + head]
-                counted0, counted1, counted2 = head, counted0, counted1
+        q = neighbour(cell, at(ints, STRIDE), k)
+        head = head_at(ints, q)
+        if colour_at(ints, q) != colour or (only_atari and not in_atari(longs, head)):
+            continue
+        if head != counted0 and head != counted1 and head != counted2:
+            after ^= at(longs, LIBERTIES + at(ints, SIZE) + head)
+            counted0, counted1, counted2 = head, counted0, counted1
     return after
 
 
 @inlined
 def _put(ints, longs, cell, player):
     """A stone as a chain of its own; it takes a liberty from each chain it touches."""
-    size, stride = np.int64(ints[SIZE]), np.int64(ints[STRIDE])
+    size, stride = at(ints, SIZE), at(ints, STRIDE)
     change = 28 if player == 0 else 252  # a neighbour has one empty neighbour less, one black or white one more
     key, liberties = _liberty(cell), np.int64(0)
     for k in range(4):
         q = neighbour(cell, stride, k)
-        near = ints[CELLS + q]
-        ints[CELLS + q] = near + change
+        near = at(ints, CELLS + q)
+        ints[np.uintp(CELLS + q)] = near + change
         if near & 3 == EMPTY:
             liberties += _liberty(q)
         elif near & 3 != BORDER:
-            longs[LIBERTIES + head_at(ints, q)] -= key
-    ints[CELLS + cell] += player + 1
-    ints[CELLS + size + cell] = ints[CELLS + 2 * size + cell] = cell
-    ints[CELLS + 3 * size + cell] = 1
-    longs[LIBERTIES + cell] = liberties
-    longs[LIBERTIES + size + cell] = ZOBRIST[player, cell]
+            longs[np.uintp(LIBERTIES + head_at(ints, q))] -= key
+    ints[np.uintp(CELLS + cell)] += player + 1
+    ints[np.uintp(CELLS + size + cell)] = ints[np.uintp(CELLS + 2 * size + cell)] = cell
+    ints[np.uintp(CELLS + 3 * size + cell)] = 1
+    longs[np.uintp(LIBERTIES + cell)] = liberties
+    longs[np.uintp(LIBERTIES + size + cell)] = ZOBRIST[player, cell]
     longs[HASH] ^= ZOBRIST[player, cell]
     ints[STONES] += 1
     _no_longer_empty(ints, cell)
@@ -208,53 +204,53 @@ def _put(ints, longs, cell, player):
 
 @inlined
 def _no_longer_empty(ints, cell):
-    listed, where = CELLS + 4 * ints[SIZE], CELLS + 5 * ints[SIZE]
+    listed, where = CELLS + 4 * at(ints, SIZE), CELLS + 5 * at(ints, SIZE)
     ints[EMPTIES] -= 1
-    last, place = ints[listed + ints[EMPTIES]], ints[where + cell]
-    ints[listed + place] = last
-    ints[where + last] = place
+    last, place = ints[np.uintp(listed + at(ints, EMPTIES))], at(ints, where + cell)
+    ints[np.uintp(listed + place)] = last
+    ints[np.uintp(where + last)] = place
 
 
 @inlined
 def _join(ints, longs, head, other):
     """Make one chain of two; the larger keeps its head, which is returned."""
-    size = np.int64(ints[SIZE])
+    size = at(ints, SIZE)
     heads, nexts, sizes = CELLS + size, CELLS + 2 * size, CELLS + 3 * size
-    if ints[sizes + head] < ints[sizes + other]:
+    if at(ints, sizes + head) < at(ints, sizes + other):
         head, other = other, head
     stone = other
     while True:
-        ints[heads + stone] = head
-        stone = np.int64(ints[nexts + stone])
+        ints[np.uintp(heads + stone)] = head
+        stone = at(ints, nexts + stone)
         if stone == other:
             break
-    ints[nexts + head], ints[nexts + other] = ints[nexts + other], ints[nexts + head]
-    ints[sizes + head] += ints[sizes + other]
-    longs[LIBERTIES + head] += longs[LIBERTIES + other]
-    longs[LIBERTIES + size + head] ^= longs[LIBERTIES + size + other]
+    ints[np.uintp(nexts + head)], ints[np.uintp(nexts + other)] = ints[np.uintp(nexts + other)], at(ints, nexts + head)
+    ints[np.uintp(sizes + head)] += at(ints, sizes + other)
+    longs[np.uintp(LIBERTIES + head)] += at(longs, LIBERTIES + other)
+    longs[np.uintp(LIBERTIES + size + head)] ^= at(longs, LIBERTIES + size + other)
     return head
 
 
 @inlined
 def _remove(ints, longs, head, player):
     """Take a chain of `player` off the board; returns its number of stones."""
-    size, stride = np.int64(ints[SIZE]), np.int64(ints[STRIDE])
+    size, stride = at(ints, SIZE), at(ints, STRIDE)
     change = 28 if player == 0 else 252
-    longs[HASH] ^= longs[LIBERTIES + size + head]
-    stones, stone = np.int64(ints[CELLS + 3 * size + head]), head
+    longs[HASH] ^= at(longs, LIBERTIES + size + head)
+    stones, stone = at(ints, CELLS + 3 * size + head), head
     for _ in range(stones):
-        ints[CELLS + stone] -= player + 1
+        ints[np.uintp(CELLS + stone)] -= player + 1
         key = _liberty(stone)
         for k in range(4):
             q = neighbour(stone, stride, k)
-            near = ints[CELLS + q]
-            ints[CELLS + q] = near - change
+            near = at(ints, CELLS + q)
+            ints[np.uintp(CELLS + q)] = near - change
             if near & 3 == 2 - player:  # the stones around are of the other colour, or of this chain
-                longs[LIBERTIES + head_at(ints, q)] += key
-        ints[CELLS + 4 * size + ints[EMPTIES]] = stone
-        ints[CELLS + 5 * size + stone] = ints[EMPTIES]
+                longs[np.uintp(LIBERTIES + head_at(ints, q))] += key
+        ints[np.uintp(CELLS + 4 * size + at(ints, EMPTIES))] = stone
+        ints[np.uintp(CELLS + 5 * size + stone)] = at(ints, EMPTIES)
         ints[EMPTIES] += 1
-        stone = np.int64(ints[CELLS + 2 * size + stone])
+        stone = at(ints, CELLS + 2 * size + stone)
     ints[STONES] -= stones
     return stones
 
@@ -262,7 +258,7 @@ def _remove(ints, longs, head, player):
 @inlined
 def put_stone(ints, longs, cell, player):
     """Put a stone on the board, join chains, take what has no liberty; fills TAKEN, LOST and BARRED."""
-    stride, size = np.int64(ints[STRIDE]), np.int64(ints[SIZE])
+    stride, size = at(ints, STRIDE), at(ints, SIZE)
     _put(ints, longs, cell, player)
     head, taken, hole = cell, np.int64(0), np.int64(0)
     for k in range(4):
@@ -272,14 +268,14 @@ def put_stone(ints, longs, cell, player):
             other = head_at(ints, q)
             if other != head:
                 head = _join(ints, longs, head, other)
-        elif colour == 2 - player and longs[LIBERTIES + head_at(ints, q)] == 0:
+        elif colour == 2 - player and at(longs, LIBERTIES + head_at(ints, q)) == 0:
             taken += _remove(ints, longs, head_at(ints, q), 1 - player)
             hole = q
     lost = np.int64(0)
-    if longs[LIBERTIES + head] == 0:
+    if at(longs, LIBERTIES + head) == 0:
         lost = _remove(ints, longs, head, player)
     # Simple ko: a lone stone that has taken a lone stone and has no liberty but its place may not be retaken at once.
-    retakable = taken == 1 and ints[CELLS + 3 * size + head] == 1 and in_atari(longs, head)
+    retakable = taken == 1 and at(ints, CELLS + 3 * size + head) == 1 and in_atari(longs, head)
     ints[BARRED] = hole if retakable else 0
     ints[TAKEN], ints[LOST] = taken, lost
 
@@ -287,34 +283,34 @@ def put_stone(ints, longs, cell, player):
 @inlined
 def _note(ints, longs, boards, action):
     """What every action changes: whose turn it is, counters, the ends of the game, the last boards."""
-    mover = ints[TO_PLAY]
+    mover = at(ints, TO_PLAY)
     ints[LAST] = action
     ints[TO_PLAY] = 1 - mover
     ints[MOVES] += 1
-    ints[CAPTURES + mover] += ints[TAKEN]
-    ints[CAPTURES + 1 - mover] += ints[LOST]
-    if ints[PASSES] == 2:
+    ints[np.uintp(CAPTURES + mover)] += at(ints, TAKEN)
+    ints[np.uintp(CAPTURES + 1 - mover)] += at(ints, LOST)
+    if at(ints, PASSES) == 2:
         ints[ENDING] = ENDED_BY_PASSES
-    elif ints[MOVES] >= ints[CAP]:
+    elif at(ints, MOVES) >= at(ints, CAP):
         ints[ENDING] = ENDED_BY_MOVES
     if boards.shape[0] > 0:
-        write_board(ints, boards[ints[MOVES] % boards.shape[0]])
+        write_board(ints, boards[at(ints, MOVES) % boards.shape[0]])
 
 
 @inlined
 def write_board(ints, board):
     """The stones as bytes, row by row."""
-    rows, cols, stride = np.int64(ints[ROWS]), np.int64(ints[COLS]), np.int64(ints[STRIDE])
+    rows, cols, stride = at(ints, ROWS), at(ints, COLS), at(ints, STRIDE)
     for row in range(rows):
         start, first = row * cols, CELLS + (row + 1) * stride
         for col in range(cols):  # a plain counter: LLVM vectorises it
-            board[start + col] = ints[first + col] & 3
+            board[start + col] = at(ints, first + col) & 3
 
 
 @inlined
 def advance(ints, longs, boards, action, cell):
     """Play a legal action for the player to move, in place; `cell` is its cell, 0 for a pass."""
-    mover = np.int64(ints[TO_PLAY])
+    mover = at(ints, TO_PLAY)
     if cell == 0:
         ints[PASSES] += 1
         ints[BARRED] = ints[TAKEN] = ints[LOST] = 0
@@ -322,7 +318,7 @@ def advance(ints, longs, boards, action, cell):
         ints[PASSES] = 0
         put_stone(ints, longs, cell, mover)
     # A pass leaves the board as it is: only with the player to move is that a new situation.
-    if ints[KO] == SITUATIONAL or (ints[KO] == POSITIONAL and cell > 0):
+    if at(ints, KO) == SITUATIONAL or (at(ints, KO) == POSITIONAL and cell > 0):
         record(ints, longs, mover)
     _note(ints, longs, boards, action)
 
@@ -330,27 +326,27 @@ def advance(ints, longs, boards, action, cell):
 @inlined
 def play(ints, longs, boards, action):
     """`advance` by the action alone."""
-    is_pass = action == np.int64(ints[ROWS]) * ints[COLS]
-    advance(ints, longs, boards, action, 0 if is_pass else np.int64(cell_of(ints, action)))
+    is_pass = action == at(ints, ROWS) * at(ints, COLS)
+    advance(ints, longs, boards, action, 0 if is_pass else cell_of(ints, action))
 
 
 @inlined
 def is_legal(ints, longs, action):
     """Whether the player to move may play this action."""
-    points = np.int64(ints[ROWS]) * ints[COLS]
-    if action < 0 or action > points or ints[ENDING] > 0:
+    points = at(ints, ROWS) * at(ints, COLS)
+    if action < 0 or action > points or at(ints, ENDING) > 0:
         return False
     if action == points:
         return True
-    cell = np.int64(cell_of(ints, action))
+    cell = cell_of(ints, action)
     return colour_at(ints, cell) == EMPTY and may_play(ints, longs, cell)
 
 
 @inlined
 def forfeit(ints, action):
     """An illegal action ends the game."""
-    ints[LAST] = action
-    ints[TO_PLAY] = 1 - ints[TO_PLAY]
+    ints[LAST] = action if 0 <= action <= at(ints, ROWS) * at(ints, COLS) else -1
+    ints[TO_PLAY] = 1 - at(ints, TO_PLAY)
     ints[MOVES] += 1
     ints[TAKEN] = ints[LOST] = 0
     ints[ENDING] = ENDED_BY_ILLEGAL
@@ -359,17 +355,17 @@ def forfeit(ints, action):
 @inlined
 def write_mask(ints, longs, mask):
     """Legal actions of the player to move, bool [points + 1]; none once the game is over."""
-    stride = np.int64(ints[STRIDE])
+    stride = at(ints, STRIDE)
     for i in range(mask.shape[0]):
         mask[i] = False
-    if ints[ENDING] > 0:
+    if at(ints, ENDING) > 0:
         return
     mask[mask.shape[0] - 1] = True
     # cell // stride as a product: exact for cells below 2^20 / stride, and boards have fewer than 2^10.
     inverse = (1 << 20) // stride + 1
-    listed = CELLS + 4 * np.int64(ints[SIZE])
-    for i in range(listed, listed + ints[EMPTIES]):
-        cell = np.int64(ints[i])
+    listed = CELLS + 4 * at(ints, SIZE)
+    for i in range(listed, listed + at(ints, EMPTIES)):
+        cell = at(ints, i)
         mask[cell - stride + 1 - ((cell * inverse) >> 20)] = may_play(ints, longs, cell)
 
 
@@ -399,7 +395,7 @@ def begin(ints, longs, boards, stones, to_play):
     """Make an empty game one that begins with these stones, uint8 [points]; whether every chain has a liberty."""
     for action in range(stones.shape[0]):
         if stones[action] != EMPTY:
-            _put(ints, longs, np.int64(cell_of(ints, action)), np.int64(stones[action] - BLACK_STONE))
+            _put(ints, longs, cell_of(ints, action), np.int64(stones[action] - BLACK_STONE))
     alive = _join_all(ints, longs, stones.shape[0])
     ints[TO_PLAY] = to_play
     record(ints, longs, 1 - to_play)
@@ -411,15 +407,15 @@ def begin(ints, longs, boards, stones, to_play):
 @inlined
 def _join_all(ints, longs, points):
     for action in range(points):
-        cell = np.int64(cell_of(ints, action))
+        cell = cell_of(ints, action)
         colour = colour_at(ints, cell)
         if colour == EMPTY:
             continue
-        for q in (cell + 1, cell + np.int64(ints[STRIDE])):
+        for q in (cell + 1, cell + at(ints, STRIDE)):
             if colour_at(ints, q) == colour and head_at(ints, q) != head_at(ints, cell):
                 _join(ints, longs, head_at(ints, cell), head_at(ints, q))
     for action in range(points):
-        cell = np.int64(cell_of(ints, action))
-        if colour_at(ints, cell) != EMPTY and longs[LIBERTIES + head_at(ints, cell)] == 0:
+        cell = cell_of(ints, action)
+        if colour_at(ints, cell) != EMPTY and at(longs, LIBERTIES + head_at(ints, cell)) == 0:
             return False
     return True
