@@ -30,25 +30,25 @@ from llmgym.envs.go.layout import (
     LOST,
     MOVES,
     PASSES,
-    PEAK,
     POSITIONAL,
     RECORDED,
     ROWS,
     SIMPLE,
     SITUATIONAL,
     SIZE,
-    STONES,
     STRIDE,
     SUICIDE,
     TAKEN,
     TO_PLAY,
     TURN,
+    WAS_BLACK,
     WORDS,
     ZOBRIST,
 )
 
 _COUNT, _SUM = (1 << 12) - 1, (1 << 21) - 1  # fields of packed liberties
 _SQUARES = 33
+_FREE = 7 << 2  # of a cell: its empty neighbours
 
 
 @inlined
@@ -129,15 +129,14 @@ def record(ints, longs, mover):
     longs[np.uintp(seen + ((hash >> 6) & (at(ints, WORDS) - 1)))] |= np.int64(1) << (hash & 63)
     longs[np.uintp(seen + at(ints, WORDS) + at(ints, RECORDED))] = hash
     ints[RECORDED] += 1
-    ints[PEAK] = max(ints[PEAK], at(ints, STONES))
 
 
 @inlined
 def may_play(ints, longs, cell):
     """Whether the player to move may put a stone on this empty cell."""
-    own, enemy = np.int64(1) + at(ints, TO_PLAY), np.int64(2) - at(ints, TO_PLAY)
-    heads, stride = CELLS + at(ints, SIZE), at(ints, STRIDE)
-    alive, takes = (at(ints, CELLS + cell) >> 2) & 7, np.int64(0)
+    own, enemy = 1 + at(ints, TO_PLAY), 2 - at(ints, TO_PLAY)
+    heads, stride, near = CELLS + at(ints, SIZE), at(ints, STRIDE), at(ints, CELLS + cell)
+    alive, takes = (near >> 2) & 7, np.int64(0)
     for k in range(4):
         # No branches, which would be guessed wrong half the time: empty and border cells are looked at in vain.
         q = neighbour(cell, stride, k)
@@ -145,22 +144,31 @@ def may_play(ints, longs, cell):
         alive |= np.int64(colour == own) & (1 - atari)
         takes |= np.int64(colour == enemy) & atari
     dead = (alive | takes) == 0
-    if at(ints, KO) == SIMPLE:
-        return cell != at(ints, BARRED) and (not dead or at(ints, SUICIDE) > 0)
     if dead and at(ints, SUICIDE) == 0:
         return False
-    # A position with more stones than any before is new.
-    if not dead and takes == 0 and at(ints, STONES) >= at(ints, PEAK):
+    if at(ints, KO) == SIMPLE:
+        return cell != at(ints, BARRED)
+    if not dead and not near & _lost_here(ints):
         return True
-    mover = at(ints, TO_PLAY)
-    after = at(longs, HASH)
+    return not _repeats(ints, longs, _hash_after(ints, longs, cell, dead, takes), at(ints, TO_PLAY))
+
+
+@inlined
+def _lost_here(ints):
+    """Bit of a cell that says that the player to move has lost a stone there.
+
+    Only there can its stone bring back a position: that position had the stone, and now the point is empty.
+    """
+    return WAS_BLACK << at(ints, TO_PLAY)
+
+
+@inlined
+def _hash_after(ints, longs, cell, dead, takes):
+    own, after = 1 + at(ints, TO_PLAY), at(longs, HASH)
     if dead:  # the stone itself goes too
-        after = _without(ints, longs, cell, own, False, after)
-    else:
-        after ^= ZOBRIST[mover, cell]
-        if takes:
-            after = _without(ints, longs, cell, enemy, True, after)
-    return not _repeats(ints, longs, after, mover)
+        return _without(ints, longs, cell, own, False, after)
+    after ^= ZOBRIST[own - 1, cell]
+    return _without(ints, longs, cell, 3 - own, True, after) if takes else after
 
 
 @inlined
@@ -198,7 +206,6 @@ def _put(ints, longs, cell, player):
     longs[np.uintp(LIBERTIES + cell)] = liberties
     longs[np.uintp(LIBERTIES + size + cell)] = ZOBRIST[player, cell]
     longs[HASH] ^= ZOBRIST[player, cell]
-    ints[STONES] += 1
     _no_longer_empty(ints, cell)
 
 
@@ -239,7 +246,7 @@ def _remove(ints, longs, head, player):
     longs[HASH] ^= at(longs, LIBERTIES + size + head)
     stones, stone = at(ints, CELLS + 3 * size + head), head
     for _ in range(stones):
-        ints[np.uintp(CELLS + stone)] -= player + 1
+        ints[np.uintp(CELLS + stone)] = (at(ints, CELLS + stone) - player - 1) | (WAS_BLACK << player)
         key = _liberty(stone)
         for k in range(4):
             q = neighbour(stone, stride, k)
@@ -251,7 +258,6 @@ def _remove(ints, longs, head, player):
         ints[np.uintp(CELLS + 5 * size + stone)] = at(ints, EMPTIES)
         ints[EMPTIES] += 1
         stone = at(ints, CELLS + 2 * size + stone)
-    ints[STONES] -= stones
     return stones
 
 
@@ -355,18 +361,24 @@ def forfeit(ints, action):
 @inlined
 def write_mask(ints, longs, mask):
     """Legal actions of the player to move, bool [points + 1]; none once the game is over."""
-    stride = at(ints, STRIDE)
-    for i in range(mask.shape[0]):
-        mask[i] = False
     if at(ints, ENDING) > 0:
+        mask[:] = False
         return
-    mask[mask.shape[0] - 1] = True
-    # cell // stride as a product: exact for cells below 2^20 / stride, and boards have fewer than 2^10.
-    inverse = (1 << 20) // stride + 1
-    listed = CELLS + 4 * at(ints, SIZE)
-    for i in range(listed, listed + at(ints, EMPTIES)):
-        cell = at(ints, i)
-        mask[cell - stride + 1 - ((cell * inverse) >> 20)] = may_play(ints, longs, cell)
+    rows, cols, stride = at(ints, ROWS), at(ints, COLS), at(ints, STRIDE)
+    codes = mask.view(np.uint8)  # 0 and 1, or for now 2: look closer
+    barred = _lost_here(ints) if at(ints, KO) != SIMPLE else 0
+    for row in range(rows):
+        start, first = row * cols, CELLS + (row + 1) * stride
+        for col in range(cols):  # vectorised: most points are told by their cell alone
+            near = ints[first + col]
+            empty, plain = np.uint8(near & 3 == EMPTY), np.uint8((near & _FREE != 0) & (near & barred == 0))
+            codes[start + col] = empty * (2 - plain)
+    for action in range(rows * cols):
+        if codes[action] == 2:
+            codes[action] = may_play(ints, longs, cell_of(ints, action))
+    if at(ints, BARRED) > 0 and at(ints, KO) == SIMPLE:
+        codes[action_of(ints, at(ints, BARRED))] = 0
+    codes[rows * cols] = 1
 
 
 @kernel

@@ -6,8 +6,8 @@
 
 Cells are the board with a border, so that every point has four neighbours: cell (row + 1) · stride + col, with
 stride = cols + 1, one border column serving as the right edge of its row and the left edge of the next. A cell holds
-its colour (bits 0-1: empty, black, white, border) and how many of its neighbours are empty (2-4), black (5-7) and
-white (8-10).
+its colour (bits 0-1: empty, black, white, border), how many of its neighbours are empty (2-4), black (5-7) and white
+(8-10), and whether a black (11) or white (12) stone has ever been taken off it.
 
 A chain is a circular list (`nexts`) and known by its head: `heads`, `sizes`, `liberties` and `hashes` are those of the
 chain at its head. `liberties` packs (count, sum, sum of squares) of the cells of its pseudo-liberties, a liberty
@@ -28,14 +28,15 @@ from llmgym.envs.go.rules import KO_RULES, GoRules
 ROWS, COLS, STRIDE, SIZE = 0, 1, 2, 3  # SIZE: number of cells
 KO, SUICIDE, CAP, WORDS = 4, 5, 6, 7  # WORDS: of `seen`
 TO_PLAY, MOVES, PASSES, LAST, ENDING = 8, 9, 10, 11, 12  # LAST: an action or -1; ENDING: an index into ENDINGS
-BARRED, STONES, PEAK, EMPTIES, RECORDED = 13, 14, 15, 16, 17  # BARRED: cell of simple ko or 0; PEAK: most stones ever
-TAKEN, LOST = 18, 19  # by the last move: stones of the opponent, and own ones (suicide)
-CAPTURES = 20  # stones taken by Black, by White
-CELLS = 24
+BARRED, EMPTIES, RECORDED = 13, 14, 15  # BARRED: cell of simple ko or 0
+TAKEN, LOST = 16, 17  # by the last move: stones of the opponent, and own ones (suicide)
+CAPTURES = 18  # stones taken by Black, by White
+CELLS = 20
 HASH, LIBERTIES = 0, 1
 SIMPLE, POSITIONAL, SITUATIONAL = range(len(KO_RULES))
 ENDED_BY_PASSES, ENDED_BY_MOVES, ENDED_BY_ILLEGAL = 1, 2, 3
 EMPTY, BLACK_STONE, WHITE_STONE, BORDER = 0, 1, 2, 3
+WAS_BLACK = 1 << 11  # of a cell, shifted by the player
 DEPTH = 8  # boards kept for the planes of history
 
 _MOST_CELLS = 1024

@@ -20,6 +20,7 @@ from llmgym.envs.go.layout import (
     SIZE,
     TO_PLAY,
     TURN,
+    WAS_BLACK,
     WORDS,
 )
 from llmgym.envs.go.rules import ILLEGAL, MOVES_SPENT, PASSES_PLAYED
@@ -118,4 +119,5 @@ class GoState:
         header = ints[:CELLS].copy()
         header[RECORDED] = 0
         ring = np.roll(self.boards, -self.n_moves, axis=0)
-        return header.tobytes(), ints[CELLS : CELLS + size].tobytes(), seen.tobytes(), ring.tobytes()
+        cells = ints[CELLS : CELLS + size] % WAS_BLACK  # where stones were lost follows from the history, for speed
+        return header.tobytes(), cells.tobytes(), seen.tobytes(), ring.tobytes()
