@@ -18,13 +18,14 @@ def _register(name: str, single: str, vector: str) -> None:
     # the first reset(): OrderEnforcing (`MDPEnv` does its work) and PassiveEnvChecker (the tests run check_env).
     register(
         f"llmgym/{name}-v0",
-        entry_point=f"llmgym.envs.text:{single}",
-        vector_entry_point=f"llmgym.envs.text:{vector}",
+        entry_point=f"llmgym.envs.{single}",
+        vector_entry_point=f"llmgym.envs.{vector}",
         order_enforce=False,
         disable_env_checker=True,
     )
 
 
-_register("TokenMDP", "TokenMDP", "token_vector")
-_register("BlockMDP", "BlockMDP", "block_vector")
-_register("SequenceMDP", "SequenceMDP", "sequence_vector")
+_register("TokenMDP", "text:TokenMDP", "text:token_vector")
+_register("BlockMDP", "text:BlockMDP", "text:block_vector")
+_register("SequenceMDP", "text:SequenceMDP", "text:sequence_vector")
+_register("Go", "go.env:GoEnv", "go.vector:go_vector")

@@ -84,7 +84,11 @@ class GTPProcess:
             process.stdin.write(f"{line}\n".encode())  # type: ignore[union-attr]
         except BrokenPipeError:
             raise self._fail(f"{self} has crashed before {line!r}{self._last_words(process)}") from None
-        status, text = self._answer(process, line)
+        try:
+            status, text = self._answer(process, line)
+        except KeyboardInterrupt:  # the answer that is still to come would be taken for that of the next command
+            self._fail(f"{self} was interrupted at {line!r}")
+            raise
         if status == "?":
             raise EngineRefused(f"{self} refused {line!r}: {text or 'no reason given'}")
         return text
