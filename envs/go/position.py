@@ -30,7 +30,8 @@ def initial(mdp: GoMDP, options: dict[str, Any]) -> GoState:
         state = from_stones(rules, options["position"], options.get("to_play", BLACK))
     else:
         state = with_handicap(rules, options.get("handicap"), options.get("to_play"))
-    return play_all(mdp, state, options.get("moves") or ())
+    moves = options.get("moves")  # an array has no truth value
+    return play_all(mdp, state, () if moves is None else moves)
 
 
 def with_handicap(
