@@ -188,7 +188,7 @@ def _move(ints, longs, boards, action):
     if is_legal(ints, longs, action):
         play(ints, longs, boards, action)
     else:
-        forfeit(ints, action)
+        forfeit(ints, boards, action)
 
 
 @inlined

@@ -349,13 +349,15 @@ def is_legal(ints, longs, action):
 
 
 @inlined
-def forfeit(ints, action):
-    """An illegal action ends the game."""
+def forfeit(ints, boards, action):
+    """An illegal action ends the game; the board stays as it is."""
     ints[LAST] = action if 0 <= action <= at(ints, ROWS) * at(ints, COLS) else -1
     ints[TO_PLAY] = 1 - at(ints, TO_PLAY)
     ints[MOVES] += 1
     ints[TAKEN] = ints[LOST] = 0
     ints[ENDING] = ENDED_BY_ILLEGAL
+    if boards.shape[0] > 0:
+        write_board(ints, boards[at(ints, MOVES) % boards.shape[0]])
 
 
 @inlined
@@ -387,7 +389,7 @@ def step(ints, longs, boards, action):
     if is_legal(ints, longs, action):
         play(ints, longs, boards, action)
     else:
-        forfeit(ints, action)
+        forfeit(ints, boards, action)
 
 
 @kernel

@@ -13,11 +13,11 @@ from llmgym.env import MDPEnv
 from llmgym.envs.go.layout import ENDING
 from llmgym.envs.go.mdp import GoMDP, draw
 from llmgym.envs.go.opponents import COMPILED, Game, Opponent, OpponentFailed, make_opponent
+from llmgym.envs.go.record import RESIGN
 from llmgym.envs.go.state import GoState
 from llmgym.envs.go.turn import NO_ACTION, NOBODY, Table, copied
 
 COLORS = ("black", "white", "random")
-RESIGN = "resign"  # an ending beside those of the rules
 
 
 class GoEnv(MDPEnv):

@@ -94,11 +94,22 @@ class AgentOpponent(Opponent):
 
     def move(self, game: Game, rng: np.random.Generator) -> int:
         """The agent's sampled action."""
-        masks = {"action_masks": game.mdp.mask(game.state)} if self._masked else {}
+        return self._predict(game.mdp.observation(game.state), game.mdp.mask(game.state))[0]
+
+    def moves(self, observations: np.ndarray, masks: np.ndarray) -> list[int]:
+        """An action for each of a batch: observations [n, C, rows, cols], masks bool [n, points + 1].
+
+        Raises:
+            OpponentFailed: there is none.
+        """
+        return self._predict(observations, masks)
+
+    def _predict(self, observations: np.ndarray, masks: np.ndarray) -> list[int]:
+        masked = {"action_masks": masks} if self._masked else {}
         with _as_failure():
-            predicted = self.agent.predict(game.mdp.observation(game.state), deterministic=False, **masks)
-            action = predicted[0] if isinstance(predicted, tuple) else predicted  # agents give (action, state)
-            return int(np.asarray(action).item())
+            predicted = self.agent.predict(observations, deterministic=False, **masked)
+            actions = predicted[0] if isinstance(predicted, tuple) else predicted  # agents give (actions, state)
+            return [operator.index(action) for action in np.asarray(actions).reshape(masks.shape[:-1]).flat]
 
 
 class GTPOpponent(Opponent):

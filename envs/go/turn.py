@@ -25,7 +25,7 @@ def _act(ints, longs, boards, moves, action):
     if is_legal(ints, longs, action):
         play(ints, longs, boards, action)
     else:
-        forfeit(ints, action)
+        forfeit(ints, boards, action)
     return np.int64(ints[TAKEN]) - ints[LOST]
 
 
