@@ -1,4 +1,4 @@
-"""The command `llmgym`: `llmgym train AGENT`, `llmgym eval` and `llmgym label`.
+"""The command `llmgym`: `llmgym train AGENT`, `llmgym eval`, `llmgym match` and others.
 
 Bad input ends in one sentence on stderr and exit code 2, Ctrl-C in exit code 130.
 """
@@ -29,6 +29,8 @@ commands:
   pairs             sample pairs of completions to be labelled
   label             say which of two completions is better: a person, a rule or a file
   rlhf              train from preferences: SFT, comparisons, reward model, PPO, and again
+  gtp               a Go player as an engine for GoGui, Sabaki and other programs
+  match             a match between two Go players: result, confidence interval and SGF files
 
 llmgym COMMAND --help explains every option; llmgym --version prints the version.
 """
@@ -58,11 +60,11 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command in ("eval", "pairs", "label", "rlhf"):
+    elif command in ("eval", "pairs", "label", "rlhf", "gtp", "match"):
         return _run(f"llmgym.commands.{command}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        raise ValueError(f"{named}: choose train, eval, pairs, label or rlhf (llmgym --help)")
+        raise ValueError(f"{named}: choose train, eval, pairs, label, rlhf, gtp or match (llmgym --help)")
     return 0
 
 

@@ -1,0 +1,34 @@
+"""A board in plain characters, and its chains, for protocols that know only text."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmgym.envs.go.vertices import LETTERS
+
+STONES = ".XO"  # empty, Black, White
+
+
+def board_text(stones: np.ndarray) -> str:
+    """A board with its coordinates; stones int [rows, cols], 0 empty, 1 Black, 2 White."""
+    rows, cols = stones.shape
+    letters = "   " + " ".join(LETTERS[:cols])
+    lines = [f"{rows - row:2} {' '.join(STONES[stone] for stone in stones[row])} {rows - row}" for row in range(rows)]
+    return "\n".join([letters, *lines, letters])
+
+
+def chains_of(stones: np.ndarray) -> list[list[int]]:
+    """The points of each chain, in the order in which one reads the board; stones int [rows, cols]."""
+    rows, cols = stones.shape
+    flat, seen, chains = stones.reshape(-1), set[int](), []
+    for start in np.flatnonzero(flat).tolist():
+        chain, found = [start], {start} - seen
+        for point in chain if found else ():
+            near = {point - cols, point + cols} | ({point - 1} if point % cols else set())
+            near |= {point + 1} if (point + 1) % cols else set()
+            new = {q for q in near - found if 0 <= q < rows * cols and flat[q] == flat[start]}
+            found |= new
+            chain += sorted(new)
+        seen |= found
+        chains += [sorted(chain)] if found else []
+    return chains

@@ -1,0 +1,120 @@
+"""How the players of `llmgym gtp` and `llmgym match` are named, and the rules that both commands take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llmgym.envs.go.gtp_process import split_command
+from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPOpponent, Opponent
+from llmgym.envs.go.rules import GoRules
+from llmgym.files import read_json
+
+CHOICES = "random, light, a folder that an agent saved, or the command line of a GTP engine"
+
+
+@dataclass(frozen=True)
+class RulesOptions:
+    """The rules of the game; scoring is by area, with all stones alive."""
+
+    board_size: int | None = None  # points a side, 1 to 25; None: of the board that a policy was trained on, else 9
+    komi: float = 7.5  # points White is given
+    ko: Literal["simple", "positional", "situational"] = "positional"  # forbids retaking, or what position to repeat
+    suicide: bool = False  # whether a move may take its own stones
+    max_moves: int | None = None  # moves after which the board is scored as it stands; None: three times its points
+
+    def make(self, *players: Opponent) -> GoRules:
+        """The rules of a game between these players.
+
+        Raises:
+            ValueError: an option out of range, or a player that cannot play by them.
+        """
+        trained = [player.mdp.rules.board_size for player in players if isinstance(player, PolicyPlayer)]
+        size = (trained or [9])[0] if self.board_size is None else self.board_size
+        return GoRules(size, self.komi, self.ko, self.suicide, self.max_moves)
+
+
+class PolicyPlayer(AgentOpponent):
+    """A policy that an agent of ours saved: it samples from its distribution, masked, and sees the planes it knows.
+
+    Raises:
+        ValueError: the folder holds no policy for Go.
+    """
+
+    def __init__(self, folder: Path):
+        from llmgym.nets import NetPolicy  # loads torch
+
+        self.folder, self.mdp = folder, _trained_on(folder)
+        super().__init__(NetPolicy.load(folder, self.mdp))
+
+    def check(self, mdp: GoMDP) -> None:
+        """It plays on the board that it was trained on."""
+        own, asked = self.mdp.rules, mdp.rules
+        if own.board_size != asked.board_size:
+            sizes = f"{own.rows}x{own.cols} and cannot play on {asked.rows}x{asked.cols}"
+            raise ValueError(f"the policy in {str(self.folder)!r} was trained on {sizes}")
+
+    def start(self, game: Game) -> None:
+        """Nothing to prepare."""
+        self.check(game.mdp)
+
+    def move(self, game: Game, rng: np.random.Generator) -> int | None:
+        """A sample, drawn by `rng`."""
+        self.agent.seed(int(rng.integers(2**63)))
+        return super().move(game._replace(mdp=self.mdp), rng)
+
+
+def make_player(name: str, timeout: float = 60.0) -> Opponent:
+    """The player that a word of the command line names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if name == "random":
+        return FunctionOpponent(lambda mdp, state, rng: mdp.random_move(state, rng))
+    if name == "light":
+        return FunctionOpponent(lambda mdp, state, rng: mdp.light_move(state, rng))
+    folder = _policy_folder(name) if name else None
+    if folder is not None:
+        return PolicyPlayer(folder)
+    if not name.strip() or shutil.which(split_command(name)[0]) is None:
+        raise ValueError(f"unknown player {name!r}: choose {CHOICES}")
+    return GTPOpponent(name, timeout)
+
+
+def short_names(a: str, b: str) -> tuple[str, str]:
+    """How two players are called in a table: by their programs, or more fully where that tells them apart."""
+    if _short(a) != _short(b):
+        return _short(a), _short(b)
+    return (a, b) if a != b else (f"{_short(a)} (A)", f"{_short(b)} (B)")
+
+
+def _short(name: str) -> str:
+    return name if Path(name).exists() or not name.strip() else Path(split_command(name)[0]).name
+
+
+def _policy_folder(name: str) -> Path | None:
+    """The folder of a policy, or that of the run that made it."""
+    for folder in (Path(name), Path(name) / "policy"):
+        if (folder / "policy.json").is_file():
+            return folder
+    if Path(name).is_dir():
+        raise ValueError(f"the folder {name!r} holds no policy for Go: policy.json is missing")
+    return None
+
+
+def _trained_on(folder: Path) -> GoMDP:
+    """Board and planes that a saved policy knows; an environment that could not be described had those by default."""
+    file = folder / "agent.json"
+    saved: dict[str, Any] = read_json(file) if file.is_file() else {}
+    spec: dict[str, Any] = json.loads(saved["env"]) if saved.get("env") else {"id": "llmgym/Go-v0", "kwargs": {}}
+    if spec["id"] != "llmgym/Go-v0":
+        raise ValueError(f"the policy in {str(folder)!r} was trained on {spec['id']}, not on llmgym/Go-v0")
+    known = {name: spec["kwargs"][name] for name in ("board_size", "planes") if name in spec["kwargs"]}
+    return GoMDP(**known)
