@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LEAST_SIZE = 64  # pixels of the longer side; below that nothing can be seen
-COLD, WARM = (52, 109, 178), (205, 55, 38)  # few visits, many visits
+HEAT = ((44, 112, 190), (132, 62, 150), (214, 48, 40))  # few visits, half of the most, the most
+LEAST_SHARE = 0.1  # of the most visits, for a number to be written: a small one says nothing and hides the board
 LIGHT, DARK = (250, 249, 245), (16, 16, 20)
 
 
@@ -29,8 +30,8 @@ def board_picture(
     Args:
         stones: int [rows, cols], 0 empty, 1 black, 2 white.
         last: the action to mark; a pass marks nothing.
-        visits: numbers [rows, cols], at least 0: a disc on every empty point that has some, from blue to red as their
-            share grows, with the number where there is room for it.
+        visits: numbers [rows, cols], at least 0: a disc on every empty point that has some, larger and from blue to
+            red as it comes nearer to the most, with the number where it is a tenth of that or more.
         ownership: numbers in [-1, 1], [rows, cols], 1 Black's and -1 White's: shade on the board, and a small
             square on every stone that is the other side's.
         size: pixels of the longer side.
@@ -93,7 +94,7 @@ def _paste(picture: Image, layout: Layout, row: int, col: int, what: Any, mask: 
 
 def _mark_last(picture: Image, layout: Layout, stones: np.ndarray, row: int, col: int) -> None:
     """A ring in the opposite shade."""
-    colour = {BLACK_STONE: LIGHT, WHITE_STONE: DARK}.get(int(stones[row, col]), WARM)
+    colour = {BLACK_STONE: LIGHT, WHITE_STONE: DARK}.get(int(stones[row, col]), HEAT[-1])
     _paste(picture, layout, row, col, colour, ring(layout.cell, 0.50, 0.16))
 
 
@@ -126,21 +127,28 @@ def _put_visits(picture: Image, layout: Layout, visits: np.ndarray) -> None:
     most = visits.max(initial=0)
     for row, col in np.argwhere(visits > 0).tolist():
         share = float(visits[row, col] / most)
-        colour = tuple(round(c + (w - c) * share) for c, w in zip(COLD, WARM, strict=True))
-        disc = ring(layout.cell, 0.0, 1.8)
-        _paste(picture, layout, row, col, colour, disc.point(lambda a, share=share: int(a * (0.62 + 0.33 * share))))
+        _put_disc(picture, layout, row, col, share)
         if share == 1:
-            _paste(picture, layout, row, col, LIGHT, ring(layout.cell, 0.88, 0.10))
-        _write_number(picture, layout, row, col, visits[row, col])
+            _paste(picture, layout, row, col, LIGHT, ring(layout.cell, 0.90, 0.10))
+        if share >= LEAST_SHARE:
+            _write_number(picture, layout, row, col, visits[row, col])
+
+
+def _put_disc(picture: Image, layout: Layout, row: int, col: int, share: float) -> None:
+    """Larger, warmer and stronger the larger the share in [0, 1]."""
+    colour = tuple(round(float(np.interp(share, (0, 0.5, 1), stops))) for stops in zip(*HEAT, strict=True))
+    width = 0.6 if share < LEAST_SHARE else round(1.3 + 0.5 * share, 1)  # in radii of a stone
+    strength = 0.5 + 0.45 * share**0.5
+    _paste(picture, layout, row, col, colour, ring(layout.cell, 0.0, width).point(lambda a: int(a * strength)))
 
 
 def _write_number(picture: Image, layout: Layout, row: int, col: int, value: float) -> None:
     from PIL import ImageDraw
 
     text = short_number(value)
-    font = font_of(min(0.40, 0.98 / len(text)) * layout.cell)
+    font = font_of(min(0.36, 0.98 / (len(text) - 0.5 * text.count("."))) * layout.cell)
     if font.size >= 7:
-        ImageDraw.Draw(picture).text(layout.at(row, col), text, (255, 255, 255), font, anchor="mm")
+        ImageDraw.Draw(picture).text(layout.at(row, col), text, LIGHT, font, anchor="mm")
 
 
 def short_number(value: float) -> str:
