@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from llmgym.envs.go import position
 from llmgym.envs.go.area import margin, write_area
-from llmgym.envs.go.board import forfeit, is_legal, play, write_mask
+from llmgym.envs.go.board import at, keep_board, move, write_mask
 from llmgym.envs.go.compiled import inlined, kernel
-from llmgym.envs.go.layout import CAPTURES, ENDED_BY_ILLEGAL, ENDING, LAST, LOST, MOVES, PASSES, TAKEN, TO_PLAY
+from llmgym.envs.go.layout import (
+    CAPTURES,
+    COLS,
+    ENDED_BY_ILLEGAL,
+    ENDING,
+    LAST,
+    LOST,
+    MOVES,
+    PASSES,
+    ROWS,
+    TAKEN,
+    TO_PLAY,
+)
 from llmgym.envs.go.planes import boards_needed, check_planes, plane_count, plane_flags, write_planes
 from llmgym.envs.go.playout import pick, write_light_mask
 from llmgym.envs.go.rules import GoRules, check_whole
@@ -50,7 +63,7 @@ class GoBatch:
         self.planes = np.zeros((n, n_planes, rules.rows, rules.cols), np.int8)
         self.rewards, self.scores, self.captured = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
         bounds = np.linspace(0, n, min(threads, n) + 1).astype(np.int64)
-        self._parts = [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._parts = [(int(a), int(b)) for a, b in pairwise(bounds)]
         self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
         self.reset()
 
@@ -177,29 +190,14 @@ class GoBatch:
 
 
 @inlined
-def _show(ints, longs, boards, flags, mask, planes):
-    write_mask(ints, longs, mask)
-    if planes.shape[0] > 0:
-        write_planes(ints, longs, boards, flags, planes)
-
-
-@inlined
-def _move(ints, longs, boards, action):
-    if is_legal(ints, longs, action):
-        play(ints, longs, boards, action)
-    else:
-        forfeit(ints, boards, action)
-
-
-@inlined
 def _result(ints, komi):
     """Black's points ahead, and the reward of who moved last, in a finished game."""
-    area = np.empty(ints.shape[0], np.uint8)[: np.int64(ints[0]) * ints[1]]
+    area = np.empty(at(ints, ROWS) * at(ints, COLS), np.uint8)
     write_area(ints, area)
     score = margin(area) - komi
-    if ints[ENDING] == ENDED_BY_ILLEGAL:
+    if at(ints, ENDING) == ENDED_BY_ILLEGAL:
         return score, -1.0
-    sign = 1.0 if ints[TO_PLAY] == 1 else -1.0  # Black has moved last if White is to play
+    sign = 1.0 if at(ints, TO_PLAY) == 1 else -1.0  # Black has moved last if White is to play
     return score, sign * np.sign(score)
 
 
@@ -207,19 +205,28 @@ def _result(ints, komi):
 def _refresh(start, stop, ints, longs, boards, flags, live, masks, planes):
     for i in range(start, stop):
         if live[i]:
-            _show(ints[i], longs[i], boards[i], flags, masks[i], planes[i])
+            write_mask(ints[i], longs[i], masks[i])
+            if planes.shape[1] > 0:
+                write_planes(ints[i], longs[i], boards[i], flags, planes[i])
 
 
 @kernel
 def _step(start, stop, ints, longs, boards, flags, live, komi, actions, masks, planes, rewards, scores, captured):
     for i in range(start, stop):
         rewards[i] = captured[i] = 0
-        if live[i] and ints[i, ENDING] == 0:
-            _move(ints[i], longs[i], boards[i], actions[i])
-            captured[i] = ints[i, TAKEN] - ints[i, LOST]
-            if ints[i, ENDING] > 0:
-                scores[i], rewards[i] = _result(ints[i], komi)
-            _show(ints[i], longs[i], boards[i], flags, masks[i], planes[i])
+        row, past = ints[i], longs[i]
+        if not live[i] or at(row, ENDING) > 0:
+            continue
+        move(row, past, actions[i])
+        captured[i] = at(row, TAKEN) - at(row, LOST)
+        if at(row, ENDING) > 0:
+            scores[i], rewards[i] = _result(row, komi)
+        write_mask(row, past, masks[i])
+        # Views cost as much as half a mask: none are made of what is not asked for.
+        if boards.shape[1] > 0:
+            keep_board(row, boards[i])
+        if planes.shape[1] > 0:
+            write_planes(row, past, boards[i], flags, planes[i])
 
 
 @kernel
@@ -230,7 +237,7 @@ def _sample(start, stop, masks, draws, actions):
 
 @kernel
 def _light(start, stop, ints, longs, draws, actions):
-    mask = np.empty(np.int64(ints[0, 0]) * ints[0, 1] + 1, np.bool_)
+    mask = np.empty(np.int64(ints[0, ROWS]) * ints[0, COLS] + 1, np.bool_)
     for i in range(start, stop):
         write_light_mask(ints[i], longs[i], mask)
         actions[i] = pick(mask, draws[i] >> np.uint64(32))

@@ -49,6 +49,7 @@ from llmgym.envs.go.layout import (
 _COUNT, _SUM = (1 << 12) - 1, (1 << 21) - 1  # fields of packed liberties
 _SQUARES = 33
 _FREE = 7 << 2  # of a cell: its empty neighbours
+_UNSURE = 2
 
 
 @inlined
@@ -287,8 +288,8 @@ def put_stone(ints, longs, cell, player):
 
 
 @inlined
-def _note(ints, longs, boards, action):
-    """What every action changes: whose turn it is, counters, the ends of the game, the last boards."""
+def _note(ints, action):
+    """What every action changes: whose turn it is, counters, the ends of the game."""
     mover = at(ints, TO_PLAY)
     ints[LAST] = action
     ints[TO_PLAY] = 1 - mover
@@ -299,8 +300,12 @@ def _note(ints, longs, boards, action):
         ints[ENDING] = ENDED_BY_PASSES
     elif at(ints, MOVES) >= at(ints, CAP):
         ints[ENDING] = ENDED_BY_MOVES
-    if boards.shape[0] > 0:
-        write_board(ints, boards[at(ints, MOVES) % boards.shape[0]])
+
+
+@inlined
+def keep_board(ints, boards):
+    """Write the position into the ring of the last ones."""
+    write_board(ints, boards[at(ints, MOVES) % boards.shape[0]])
 
 
 @inlined
@@ -314,7 +319,7 @@ def write_board(ints, board):
 
 
 @inlined
-def advance(ints, longs, boards, action, cell):
+def advance(ints, longs, action, cell):
     """Play a legal action for the player to move, in place; `cell` is its cell, 0 for a pass."""
     mover = at(ints, TO_PLAY)
     if cell == 0:
@@ -326,14 +331,14 @@ def advance(ints, longs, boards, action, cell):
     # A pass leaves the board as it is: only with the player to move is that a new situation.
     if at(ints, KO) == SITUATIONAL or (at(ints, KO) == POSITIONAL and cell > 0):
         record(ints, longs, mover)
-    _note(ints, longs, boards, action)
+    _note(ints, action)
 
 
 @inlined
-def play(ints, longs, boards, action):
+def play(ints, longs, action):
     """`advance` by the action alone."""
     is_pass = action == at(ints, ROWS) * at(ints, COLS)
-    advance(ints, longs, boards, action, 0 if is_pass else cell_of(ints, action))
+    advance(ints, longs, action, 0 if is_pass else cell_of(ints, action))
 
 
 @inlined
@@ -349,15 +354,22 @@ def is_legal(ints, longs, action):
 
 
 @inlined
-def forfeit(ints, boards, action):
+def forfeit(ints, action):
     """An illegal action ends the game; the board stays as it is."""
     ints[LAST] = action if 0 <= action <= at(ints, ROWS) * at(ints, COLS) else -1
     ints[TO_PLAY] = 1 - at(ints, TO_PLAY)
     ints[MOVES] += 1
     ints[TAKEN] = ints[LOST] = 0
     ints[ENDING] = ENDED_BY_ILLEGAL
-    if boards.shape[0] > 0:
-        write_board(ints, boards[at(ints, MOVES) % boards.shape[0]])
+
+
+@inlined
+def move(ints, longs, action):
+    """Play an action if it is legal, else forfeit."""
+    if is_legal(ints, longs, action):
+        play(ints, longs, action)
+    else:
+        forfeit(ints, action)
 
 
 @inlined
@@ -366,30 +378,37 @@ def write_mask(ints, longs, mask):
     if at(ints, ENDING) > 0:
         mask[:] = False
         return
-    rows, cols, stride = at(ints, ROWS), at(ints, COLS), at(ints, STRIDE)
-    codes = mask.view(np.uint8)  # 0 and 1, or for now 2: look closer
-    barred = _lost_here(ints) if at(ints, KO) != SIMPLE else 0
+    rows, cols, stride, codes = at(ints, ROWS), at(ints, COLS), at(ints, STRIDE), CELLS + 6 * at(ints, SIZE)
+    _write_codes(ints)
     for row in range(rows):
-        start, first = row * cols, CELLS + (row + 1) * stride
-        for col in range(cols):  # vectorised: most points are told by their cell alone
-            near = ints[first + col]
-            empty, plain = np.uint8(near & 3 == EMPTY), np.uint8((near & _FREE != 0) & (near & barred == 0))
-            codes[start + col] = empty * (2 - plain)
-    for action in range(rows * cols):
-        if codes[action] == 2:
-            codes[action] = may_play(ints, longs, cell_of(ints, action))
+        start, first = row * cols, (row + 1) * stride
+        for col in range(cols):
+            code = at(ints, codes + first + col)
+            if code == _UNSURE:
+                code = np.int64(may_play(ints, longs, first + col))
+            mask[np.uintp(start + col)] = code
     if at(ints, BARRED) > 0 and at(ints, KO) == SIMPLE:
-        codes[action_of(ints, at(ints, BARRED))] = 0
-    codes[rows * cols] = 1
+        mask[np.uintp(action_of(ints, at(ints, BARRED)))] = False
+    mask[np.uintp(rows * cols)] = True
+
+
+@inlined
+def _write_codes(ints):
+    """What a cell alone tells, which is enough for most: 0 not empty, 1 legal, or unsure."""
+    barred, size = np.int16(_lost_here(ints) if at(ints, KO) != SIMPLE else 0), at(ints, SIZE)
+    cells, codes = ints[CELLS : CELLS + size], ints[CELLS + 6 * size : CELLS + 7 * size]
+    for cell in range(size):  # a plain counter over whole arrays: LLVM vectorises it
+        near = cells[cell]
+        plain = np.int16(near & _FREE != 0) & np.int16(near & barred == 0)
+        codes[cell] = np.int16(near & 3 == EMPTY) * (np.int16(_UNSURE) - plain)
 
 
 @kernel
 def step(ints, longs, boards, action):
-    """Play an action if it is legal, else forfeit."""
-    if is_legal(ints, longs, action):
-        play(ints, longs, boards, action)
-    else:
-        forfeit(ints, boards, action)
+    """`move`, for Python, and the board into the ring of the last ones."""
+    move(ints, longs, action)
+    if boards.shape[0] > 0:
+        keep_board(ints, boards)
 
 
 @kernel
@@ -414,7 +433,7 @@ def begin(ints, longs, boards, stones, to_play):
     ints[TO_PLAY] = to_play
     record(ints, longs, 1 - to_play)
     if boards.shape[0] > 0:
-        write_board(ints, boards[0])
+        keep_board(ints, boards)
     return alive
 
 

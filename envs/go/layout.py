@@ -1,6 +1,6 @@
 """How a game of Go lies in memory: a row of 16-bit integers, a row of 64-bit ones, and the last boards as bytes.
 
-    integers  header | cells | heads | nexts | sizes | empties | where
+    integers  header | cells | heads | nexts | sizes | empties | where | scratch
     longs     hash | liberties | hashes | seen | past
     boards    the last positions, a ring of `depth` boards, one byte a point
 
@@ -48,7 +48,7 @@ TURN = int(_KEYS[-1])  # of White to move
 def lengths(rules: GoRules) -> tuple[int, int]:
     """16-bit and 64-bit integers of a game."""
     size, words = _size(rules), _words(rules)
-    return CELLS + 6 * size, LIBERTIES + 2 * size + words + rules.cap + 1
+    return CELLS + 7 * size, LIBERTIES + 2 * size + words + rules.cap + 1
 
 
 def empty_game(rules: GoRules, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmgym.envs.go.area import margin, write_area
-from llmgym.envs.go.board import action_of, advance, colour_at, may_play, write_mask
+from llmgym.envs.go.board import action_of, advance, at, colour_at, keep_board, may_play, write_mask
 from llmgym.envs.go.compiled import inlined, kernel
 from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, ENDING, ROWS, SIZE, STRIDE, TO_PLAY
 
@@ -24,14 +24,14 @@ def next_random(seed):
 def fills_eye(ints, cell):
     """Whether an empty cell is an eye of the player to move: own stones or the edge on all four sides, and the
     opponent on no more than one corner, or none at the edge."""
-    mover, near = np.int64(ints[TO_PLAY]), np.int64(ints[CELLS + cell])
+    mover, near = at(ints, TO_PLAY), at(ints, CELLS + cell)
     if (near >> 2) & 7 or (near >> (8 - 3 * mover)) & 7:
         return False
-    stride, enemies, edge = np.int64(ints[STRIDE]), 0, 0
+    stride, enemies, edge = at(ints, STRIDE), 0, 0
     for k in range(4):
         # Rows above the first and below the last are there, but a corner may lie before or behind them.
         corner = cell + (k // 2 * 2 - 1) * stride + (k % 2 * 2 - 1)
-        colour = BORDER if corner >= ints[SIZE] or corner < 0 else colour_at(ints, corner)
+        colour = BORDER if corner >= at(ints, SIZE) or corner < 0 else colour_at(ints, corner)
         enemies += colour == 2 - mover
         edge |= colour == BORDER
     return enemies + edge < 2
@@ -40,43 +40,44 @@ def fills_eye(ints, cell):
 @inlined
 def light_cell(ints, longs, seed):
     """A cell for the player to move, uniform among legal ones that fill no own eye; 0 if there is none."""
-    listed, where = CELLS + 4 * np.int64(ints[SIZE]), CELLS + 5 * np.int64(ints[SIZE])
-    left = np.int64(ints[EMPTIES])
+    listed, where = CELLS + 4 * at(ints, SIZE), CELLS + 5 * at(ints, SIZE)
+    left = at(ints, EMPTIES)
     while left > 0:
         place = (next_random(seed) * left) >> 32
-        cell = np.int64(ints[listed + place])
+        cell = at(ints, listed + place)
         if not fills_eye(ints, cell) and may_play(ints, longs, cell):
             return cell
         left -= 1  # refused: it changes places with the last that is left, and is not drawn again
-        other = np.int64(ints[listed + left])
-        ints[listed + place], ints[listed + left] = other, cell
-        ints[where + other], ints[where + cell] = place, left
+        other = at(ints, listed + left)
+        ints[np.uintp(listed + place)], ints[np.uintp(listed + left)] = other, cell
+        ints[np.uintp(where + other)], ints[np.uintp(where + cell)] = place, left
     return np.int64(0)
 
 
 @inlined
-def play_out(ints, longs, boards, seed):
-    """Play to the end of the game, in place."""
-    while ints[ENDING] == 0:
-        cell = light_cell(ints, longs, seed)
-        action = np.int64(action_of(ints, cell)) if cell else np.int64(ints[ROWS]) * ints[COLS]
-        advance(ints, longs, boards, action, cell)
+def play_light(ints, longs, seed):
+    """One light move, in place."""
+    cell = light_cell(ints, longs, seed)
+    advance(ints, longs, action_of(ints, cell) if cell else at(ints, ROWS) * at(ints, COLS), cell)
 
 
 @kernel
 def finish(ints, longs, boards, seed):
-    """`play_out` for Python."""
-    play_out(ints, longs, boards, seed)
+    """Play one game to its end, in place."""
+    while at(ints, ENDING) == 0:
+        play_light(ints, longs, seed)
+        keep_board(ints, boards)
 
 
 @kernel
 def playouts(ints, longs, seed, margins):
-    """Light playouts from one position, which stays as it is; fills the margin of Black before komi, int64 [n]."""
-    board, past, no_boards = np.empty_like(ints), np.empty_like(longs), np.empty((0, 0), np.uint8)
-    area = np.empty(np.int64(ints[ROWS]) * ints[COLS], np.uint8)
+    """Light playouts from one position, which stays as it is; fills the margins of Black before komi, int64 [n]."""
+    board, past = np.empty_like(ints), np.empty_like(longs)
+    area = np.empty(at(ints, ROWS) * at(ints, COLS), np.uint8)
     for i in range(margins.shape[0]):
         board[:], past[:] = ints, longs
-        play_out(board, past, no_boards, seed)
+        while at(board, ENDING) == 0:
+            play_light(board, past, seed)
         write_area(board, area)
         margins[i] = margin(area)
 
@@ -85,12 +86,12 @@ def playouts(ints, longs, seed, margins):
 def write_light_mask(ints, longs, mask):
     """The mask less own eyes; passing counts only if nothing else does."""
     write_mask(ints, longs, mask)
-    if ints[ENDING] > 0:
+    if at(ints, ENDING) > 0:
         return
-    listed, stride, last = CELLS + 4 * np.int64(ints[SIZE]), np.int64(ints[STRIDE]), mask.shape[0] - 1
+    listed, stride, last = CELLS + 4 * at(ints, SIZE), at(ints, STRIDE), mask.shape[0] - 1
     moves = 0
-    for i in range(listed, listed + ints[EMPTIES]):
-        cell = np.int64(ints[i])
+    for i in range(listed, listed + at(ints, EMPTIES)):
+        cell = at(ints, i)
         action = cell - stride - cell // stride + 1
         mask[action] = mask[action] and not fills_eye(ints, cell)
         moves += mask[action]
@@ -114,7 +115,7 @@ def pick(mask, draw):
 @kernel
 def pick_light(ints, longs, draw):
     """A light move of one game, chosen by 32 random bits."""
-    mask = np.empty(np.int64(ints[ROWS]) * ints[COLS] + 1, np.bool_)
+    mask = np.empty(at(ints, ROWS) * at(ints, COLS) + 1, np.bool_)
     write_light_mask(ints, longs, mask)
     return pick(mask, draw)
 
@@ -122,6 +123,6 @@ def pick_light(ints, longs, draw):
 @kernel
 def pick_random(ints, longs, draw):
     """A legal action of one game, chosen by 32 random bits."""
-    mask = np.empty(np.int64(ints[ROWS]) * ints[COLS] + 1, np.bool_)
+    mask = np.empty(at(ints, ROWS) * at(ints, COLS) + 1, np.bool_)
     write_mask(ints, longs, mask)
     return pick(mask, draw)

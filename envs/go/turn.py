@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmgym.envs.go.board import forfeit, is_legal, play, write_mask
+from llmgym.envs.go.board import at, keep_board, move, write_mask
 from llmgym.envs.go.compiled import inlined, kernel
 from llmgym.envs.go.layout import ENDING, LOST, MOVES, TAKEN, TO_PLAY
 from llmgym.envs.go.mdp import GoMDP
@@ -21,12 +21,11 @@ NOBODY, RANDOM, LIGHT = 0, 1, 2  # who replies
 @inlined
 def _act(ints, longs, boards, moves, action):
     """Play, or forfeit; returns the stones that the mover has won."""
-    moves[ints[MOVES]] = action
-    if is_legal(ints, longs, action):
-        play(ints, longs, boards, action)
-    else:
-        forfeit(ints, boards, action)
-    return np.int64(ints[TAKEN]) - ints[LOST]
+    moves[at(ints, MOVES)] = action
+    move(ints, longs, action)
+    if boards.shape[0] > 0:
+        keep_board(ints, boards)
+    return at(ints, TAKEN) - at(ints, LOST)
 
 
 @kernel
