@@ -126,13 +126,21 @@ def test_a_pass_marks_nothing():
 
 def test_visits_go_from_blue_to_red_on_empty_points_only():
     visits = np.zeros(BOARD.shape)
-    visits[2, 1:4] = 5, 1000, 20
+    visits[2, 1:4] = 150, 1000, 500
     visits[0, 1] = 10**6  # a stone is there
     plain, picture = board_picture(BOARD).astype(int), board_picture(BOARD, visits=visits).astype(int)
     warmth = [(picture[at(2, col)][..., 0] - picture[at(2, col)][..., 2]).mean() for col in (1, 2, 3)]
     assert warmth[1] > warmth[2] > warmth[0] and warmth[0] < 0 < warmth[1]
     for point in ((0, 1), (2, 0), (2, 4)):
         np.testing.assert_array_equal(picture[at(*point)], plain[at(*point)])
+
+
+def test_few_visits_are_a_dot_that_hides_little():
+    visits = np.zeros(BOARD.shape)
+    visits[2, 1:4] = 90, 1000, 200
+    changed = (board_picture(BOARD, visits=visits) != board_picture(BOARD)).any(-1)
+    areas = [changed[at(2, col)].mean() for col in (1, 2, 3)]
+    assert 0 < areas[0] < 0.3 < areas[2] <= areas[1]
 
 
 def test_ownership_shades_the_board_and_marks_captives():
