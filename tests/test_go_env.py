@@ -249,8 +249,10 @@ def test_games_begin_as_the_options_say():
     env.reset(options={"moves": [12, 7]})
     assert env.table.moves == [12, 7, 25] and env.state.stones[2, 2] == 1 and env.state.stones[1, 2] == 2
     assert env.table.start == env.mdp.initial()
-    env.reset(options={"moves": [12]})
+    env.reset(options={"moves": np.array([12])})
     assert env.table.moves == [12]
+    env.reset(options={"moves": None})
+    assert env.table.moves == [25]
     env.reset(options={"position": np.eye(5, dtype=int), "to_play": 1})
     assert env.table.moves == [] and env.state.stones.sum() == 5
     env.reset(options={"handicap": 2})

@@ -225,11 +225,12 @@ class GoEnv(MDPEnv):
     def _lay(self, options: dict[str, Any] | None) -> None:
         """Put a new game on the table."""
         start = state = self._table.first
-        moves = (options or {}).get("moves") or ()
+        moves = None
         if options:
+            moves = options.get("moves")
             state = self.mdp.initial(self.np_random, options)
             start = self.mdp.initial(self.np_random, options | {"moves": ()})
-        self._table.load(start, state, moves)
+        self._table.load(start, state, () if moves is None else moves)
         self._begun = True
 
     def _meet(self, opponent: Opponent, waiting: bool) -> None:
