@@ -21,10 +21,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import gymnasium as gym
+
+import llmgym  # noqa: F401 (registers the environments)
+
 DOCS = Path(__file__).parent
-ENVIRONMENTS = {"token_mdp": "TokenMDP", "block_mdp": "BlockMDP", "sequence_mdp": "SequenceMDP"}
+ENVIRONMENTS = {"token_mdp": "TokenMDP", "block_mdp": "BlockMDP", "sequence_mdp": "SequenceMDP", "go": "Go"}
 PAGE = """\
-<!-- made from the docstring of llmgym.envs.{name} by docs/generate.py: edit that -->
+<!-- made from the docstring of {source} by docs/generate.py: edit that -->
 # {name}
 
 ```python
@@ -51,9 +55,10 @@ def pages() -> dict[Path, str]:
 
 
 def environment(name: str) -> str:
-    """The page of an environment."""
-    docstring = getattr(import_module("llmgym.envs"), name).__doc__
-    return PAGE.format(name=name, text=textwrap.dedent(docstring).strip())
+    """The page of an environment, by its id without namespace and version."""
+    module, _, cls = str(gym.spec(f"llmgym/{name}-v0").entry_point).partition(":")
+    docstring = getattr(import_module(module), cls).__doc__
+    return PAGE.format(name=name, source=f"{module}.{cls}", text=textwrap.dedent(docstring).strip())
 
 
 def field_table(config: type, flags: bool = False) -> str:

@@ -117,7 +117,8 @@ class GoEnv(MDPEnv):
 
     ## Vectorized environment
     `gym.make_vec("llmgym/Go-v0", num_envs=N)` gives the native form, all three autoreset modes
-    (`autoreset_mode="NextStep"`, `"SameStep"`, `"Disabled"`).
+    (`autoreset_mode="NextStep"`, `"SameStep"`, `"Disabled"`); `threads=2` shares its rows out among threads. An agent
+    as opponent is asked for all rows at once; a GTP engine becomes a process for every row.
 
     ## Version History
     * v0: Initial version
