@@ -7,7 +7,6 @@ import pickle
 import re
 import warnings
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import gymnasium as gym
@@ -109,15 +108,8 @@ def test_stable_baselines3_finds_nothing_to_say(id, options):
         check_env(gym.make(id, **options))
 
 
-def needs_vector_form(id: str) -> None:
-    """Skip while a native vector form is being written."""
-    if id == "llmgym/Go-v0" and find_spec("llmgym.envs.go.vector") is None:
-        pytest.skip("llmgym.envs.go.vector is not there yet")
-
-
 @every_case
 def test_the_spec_survives_json(id, options):
-    needs_vector_form(id)
     env = gym.make(id, **options)
     spec = EnvSpec.from_json(env.spec.to_json())
     again = gym.make(spec)
@@ -128,7 +120,6 @@ def test_the_spec_survives_json(id, options):
 
 @every_case
 def test_row_i_of_the_vector_form_is_a_single_environment_seeded_with_s_plus_i(id, options):
-    needs_vector_form(id)
     rows = gym.make_vec(id, num_envs=3, **options)
     observations, infos = rows.reset(seed=40)
     assert observations in rows.observation_space
@@ -142,7 +133,6 @@ def test_row_i_of_the_vector_form_is_a_single_environment_seeded_with_s_plus_i(i
 
 @every_case
 def test_the_vector_form_is_the_native_one_and_gives_no_warning(id, options):
-    needs_vector_form(id)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rows = gym.make_vec(id, num_envs=3, **options)
