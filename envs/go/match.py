@@ -170,9 +170,7 @@ def draw_openings(
             if not game.state.ending:
                 game = advance(game, game.state.to_play, mdp.light_move(game.state, rng))
         if game.state.ending:
-            raise ValueError(
-                f"opening {number + 1} leaves nothing to play: the game ends after its move {len(game.moves)}"
-            )
+            raise ValueError(f"opening {number + 1} leaves nothing to play: it ends after {game.state.n_moves} moves")
         openings.append(game)
     return openings
 
