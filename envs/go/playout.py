@@ -86,8 +86,13 @@ def playouts(ints, longs, seed, margins):
 def write_light_mask(ints, longs, mask):
     """The mask less own eyes; passing counts only if nothing else does."""
     write_mask(ints, longs, mask)
-    if at(ints, ENDING) > 0:
-        return
+    if at(ints, ENDING) == 0:
+        spare_eyes(ints, mask)
+
+
+@inlined
+def spare_eyes(ints, mask):
+    """Make a mask a light one."""
     listed, stride, last = CELLS + 4 * at(ints, SIZE), at(ints, STRIDE), mask.shape[0] - 1
     moves = 0
     for i in range(listed, listed + at(ints, EMPTIES)):

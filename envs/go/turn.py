@@ -7,25 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmgym.envs.go.board import at, keep_board, move, write_mask
-from llmgym.envs.go.compiled import inlined, kernel
+from llmgym.envs.go.compiled import kernel
 from llmgym.envs.go.layout import ENDING, LOST, MOVES, TAKEN, TO_PLAY
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.planes import plane_count, plane_flags, write_planes
-from llmgym.envs.go.playout import pick, write_light_mask
+from llmgym.envs.go.playout import pick, spare_eyes
 from llmgym.envs.go.state import GoState
 
 NO_ACTION = -1
 NOBODY, RANDOM, LIGHT = 0, 1, 2  # who replies
-
-
-@inlined
-def _act(ints, longs, boards, moves, action):
-    """Play, or forfeit; returns the stones that the mover has won."""
-    moves[at(ints, MOVES)] = action
-    move(ints, longs, action)
-    if boards.shape[0] > 0:
-        keep_board(ints, boards)
-    return at(ints, TAKEN) - at(ints, LOST)
 
 
 @kernel
@@ -46,19 +36,23 @@ def turn(ints, longs, boards, moves, action, reply, draw, viewer, flags, planes,
     Returns:
         Stones won by the player to move less those won by the reply.
     """
-    won = np.int64(0)
-    if action != NO_ACTION:
-        won += _act(ints, longs, boards, moves, action)
-    if reply != NOBODY and ints[ENDING] == 0:
+    won, sign = np.int64(0), 1
+    while True:  # once or twice, so that what is inlined here is compiled once
+        if action != NO_ACTION:
+            moves[at(ints, MOVES)] = action
+            move(ints, longs, action)
+            if boards.shape[0] > 0:
+                keep_board(ints, boards)
+            won += sign * (at(ints, TAKEN) - at(ints, LOST))
+        write_mask(ints, longs, mask)
+        if reply == NOBODY or ints[ENDING] > 0:
+            break
         if reply == LIGHT:
-            write_light_mask(ints, longs, mask)
-        else:
-            write_mask(ints, longs, mask)
-        won -= _act(ints, longs, boards, moves, np.int64(pick(mask, draw)))
+            spare_eyes(ints, mask)
+        action, reply, sign = np.int64(pick(mask, draw)), NOBODY, -1
     mover, ints[TO_PLAY] = ints[TO_PLAY], viewer
     write_planes(ints, longs, boards, flags, planes)
     ints[TO_PLAY] = mover
-    write_mask(ints, longs, mask)
     return won
 
 
