@@ -1,0 +1,9 @@
+"""One search for every MDP: it knows no game and no language.
+
+It is given, for each new node, K candidate actions with priors and a value, and steps states through pure rules.
+"""
+
+from llmgym.search.options import SearchOptions
+from llmgym.search.search import Proposal, Result, Search, SearchError
+
+__all__ = ["Proposal", "Result", "Search", "SearchError", "SearchOptions"]

@@ -1,0 +1,153 @@
+"""`Forest`: the arrays of B trees, and the states and candidates that belong to their nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from llmgym.search import tree as kernels
+from llmgym.search.options import RULES, SearchOptions
+from llmgym.search.tree import EDGE, NODE, ROOT
+
+
+def numbers(options: SearchOptions) -> np.ndarray:
+    """What the kernels read of the options; float64 [10]."""
+    best = np.inf if options.best is None else options.best
+    rule = RULES.index(options.rule)
+    constants = (options.c_base, options.c_init, options.c_uct, options.fpu_reduction, options.virtual_loss)
+    return np.array([rule, options.discount, *constants, options.c_visit, options.c_scale, best], np.float64)
+
+
+class Forest:
+    """B trees.
+
+    Attributes:
+        nodes, edges: structured arrays [B, M] and [B, E]; see `llmgym.search.tree`.
+        counts: nodes and edges of every tree, int32 [B, 2].
+        states: of every node.
+        actions: candidates of every node.
+        left: of a root that `advance` could not move along: its state and its candidates.
+        width: most candidates of a node so far.
+    """
+
+    def __init__(self, options: SearchOptions, trees: int):
+        self.numbers, self.trees, self.width = numbers(options), trees, 1
+        self.nodes, self.edges = np.zeros((trees, 0), NODE), np.zeros((trees, 0), EDGE)
+        self.counts = np.zeros((trees, 2), np.int32)
+        self.states: list[list[Any]] = [[] for _ in range(trees)]
+        self.actions: list[list[Sequence[Any]]] = [[] for _ in range(trees)]
+        self.left: list[tuple[Any, Sequence[Any]]] = [(None, ())] * trees
+
+    @property
+    def roots(self) -> list[Any]:
+        """State of every root; None where there is none."""
+        return [states[ROOT] if states else None for states in self.states]
+
+    def reserve(self, nodes: int) -> None:
+        """Room for so many more nodes in every tree."""
+        self.nodes = _widened(self.nodes, int(self.counts[:, 0].max()) + nodes)
+        self.edges = _widened(self.edges, int(self.counts[:, 1].max()) + nodes * self.width)
+
+    def select(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A way down every tree; see `llmgym.search.tree.select`."""
+        leaf_edges, leaf_nodes = np.empty(self.trees, np.int64), np.empty(self.trees, np.int64)
+        kernels.select(self.nodes, self.edges, roots, self.numbers, self.width, leaf_edges, leaf_nodes)
+        return leaf_edges, leaf_nodes
+
+    def ends(self, trees: np.ndarray, edges: np.ndarray) -> Iterator[tuple[Any, Any]]:
+        """State before, and action, of edges."""
+        for tree, edge, node in zip(
+            trees.tolist(), edges.tolist(), self.edges["node"][trees, edges].tolist(), strict=True
+        ):
+            first = self.nodes["first"][tree, node]
+            yield self.states[tree][node], self.actions[tree][node][edge - first]
+
+    def grow(
+        self, trees: np.ndarray, edges: np.ndarray, states: list[Any], proposals: Sequence[Any], rewards: np.ndarray
+    ) -> None:
+        """Nodes at the ends of edges (-1: roots), backed up; a proposal of None is a terminal state."""
+        degrees = np.array([0 if p is None else len(p.actions) for p in proposals])
+        self.width = max(self.width, int(degrees.max()))
+        self._make_room(trees)
+        priors = np.zeros((len(trees), self.width))
+        for row, proposal in enumerate(proposals):
+            if proposal is not None:
+                priors[row, : degrees[row]] = proposal.priors
+        values = np.array([0.0 if p is None else p.value for p in proposals])
+        completes = np.array([p is not None and p.complete for p in proposals])
+        for tree, state, proposal in zip(trees.tolist(), states, proposals, strict=True):
+            self.states[tree].append(state)
+            self.actions[tree].append(() if proposal is None else proposal.actions)
+        leaves = (trees, edges, priors, degrees, values, rewards, degrees == 0, completes)
+        kernels.grow(self.nodes, self.edges, self.counts, *leaves, self.numbers)
+
+    def _make_room(self, trees: np.ndarray) -> None:
+        new = int(np.bincount(trees).max())
+        most_nodes, most_edges = self.counts.max(axis=0).tolist()
+        if most_nodes + new > self.nodes.shape[1]:
+            self.nodes = _widened(self.nodes, 2 * most_nodes + new)
+        if most_edges + new * self.width > self.edges.shape[1]:
+            self.edges = _widened(self.edges, 2 * most_edges + new * self.width)
+
+    def revisit(self, trees: np.ndarray, nodes: np.ndarray) -> None:
+        """Back up ways that ended at exact nodes."""
+        kernels.revisit(self.nodes, self.edges, trees, nodes, self.numbers)
+
+    def advance(self, tree: int, index: int) -> None:
+        """Make the child at the end of a root's edge the root; a tree without such a child is empty then."""
+        edge = int(self.nodes["first"][tree, ROOT]) + index
+        self.left[tree] = self.states[tree][ROOT], self.actions[tree][ROOT]
+        moved = np.empty(self.nodes.shape[1], np.int64)
+        n = int(self.counts[tree, 0])
+        kernels.reroot(self.nodes[tree], self.edges[tree], self.counts[tree], edge, moved)
+        kept = np.flatnonzero(moved[:n] >= 0).tolist()
+        self.states[tree] = [self.states[tree][node] for node in kept]
+        self.actions[tree] = [self.actions[tree][node] for node in kept]
+
+    def root_visits(self) -> np.ndarray:
+        """Visits of every root, less its own evaluation; int64 [B]."""
+        return self.nodes["visits"][:, ROOT].astype(np.int64) - 1
+
+    def degrees(self) -> np.ndarray:
+        """Candidates of every root, int32 [B]."""
+        return self.nodes["degree"][:, ROOT]
+
+    def root_priors(self, tree: int) -> np.ndarray:
+        """Priors of a root's candidates, a view: float64 [K]."""
+        return self._root_edges(tree)["prior"]
+
+    def root_value(self, tree: int) -> tuple[float, bool]:
+        """Value of a root, and whether it is proven."""
+        root = self.nodes[tree, ROOT]
+        exact = not np.isnan(root["exact"])
+        return float(root["exact"] if exact else root["total"] / root["visits"]), exact
+
+    def edge_statistics(self, tree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Visits int64 [K], values float64 [K] (NaN without a visit) and which are proven, bool [K], at a root."""
+        edges, discount = self._root_edges(tree), self.numbers[1]
+        reached = edges["child"] >= 0
+        child = self.nodes[tree, np.where(reached, edges["child"], 0)]
+        visits = np.where(reached, child["visits"], 0).astype(np.int64)
+        exact = reached & ~np.isnan(child["exact"])
+        worth = np.where(exact, child["exact"], child["total"] / np.maximum(child["visits"], 1))
+        return visits, np.where(visits > 0, edges["reward"] + discount * worth, np.nan), exact
+
+    def improved_policy(self, tree: int) -> np.ndarray:
+        """Gumbel's π' at a root, float64 [K]."""
+        policy = np.empty(self.nodes["degree"][tree, ROOT])
+        kernels.fill_improved_policy(self.nodes[tree], self.edges[tree], ROOT, self.numbers, policy)
+        return policy
+
+    def _root_edges(self, tree: int) -> np.ndarray:
+        root = self.nodes[tree, ROOT]
+        return self.edges[tree, root["first"] : root["first"] + root["degree"]]
+
+
+def _widened(array: np.ndarray, columns: int) -> np.ndarray:
+    if columns <= array.shape[1]:
+        return array
+    wide = np.zeros((len(array), columns), array.dtype)
+    wide[:, : array.shape[1]] = array
+    return wide

@@ -1,0 +1,224 @@
+"""`Search`: many trees grown side by side; leaves of all of them are evaluated together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from llmgym.mdp import MDP, NoLegalAction
+from llmgym.search.forest import Forest
+from llmgym.search.gumbel import considered_visits, gumbel_noise, halving_edges
+from llmgym.search.options import SearchOptions
+from llmgym.search.tree import ROOT
+
+State = TypeVar("State")
+
+
+class SearchError(ValueError):
+    """What an evaluator has said cannot be searched with."""
+
+
+class Proposal(NamedTuple):
+    """What an evaluator says of a state that is not terminal."""
+
+    actions: Sequence[Any]  # K candidates
+    priors: Any  # [K], not negative; normalised by the search
+    value: float  # expected return from here, of the player to move
+    complete: bool = True  # whether the candidates are all legal actions: only then can a loss be proven
+
+
+Evaluate = Callable[[list[Any]], list[Proposal]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search has found at one root; arrays are [K]."""
+
+    actions: list[Any]  # the candidates
+    visits: np.ndarray  # of each, int64
+    values: np.ndarray  # mean or proven return of each, NaN where there was no visit
+    priors: np.ndarray  # with noise, if there was any
+    policy: np.ndarray  # training target: visits normalised, or the improved policy of Gumbel
+    value: float  # of the root: mean return, or the proven one
+    index: int  # the candidate to play
+    exact: bool  # whether `value` is proven
+
+    @property
+    def action(self) -> Any:
+        """The action to play."""
+        return self.actions[self.index]
+
+
+class Search(Generic[State]):
+    """Grows a tree from each of B states.
+
+    Args:
+        mdp: pure rules.
+        evaluate: n states -> n proposals; called with the leaves of all trees at once.
+        options: see there.
+
+    Raises:
+        SearchError: a proposal without a candidate or with a NaN.
+        NoLegalAction: a root that is terminal.
+    """
+
+    def __init__(self, mdp: MDP, evaluate: Evaluate, options: SearchOptions = SearchOptions()):  # noqa: B008 (frozen)
+        self.mdp, self.evaluate, self.options = mdp, evaluate, options
+
+    def start(self, states: Sequence[State], rng: np.random.Generator | None = None) -> None:
+        """Plant trees at these states; `rng` is needed for noise and for Gumbel."""
+        if any(self.mdp.terminal(state) for state in states):
+            raise NoLegalAction("a search needs roots that are not terminal")
+        self.forest = Forest(self.options, len(states))
+        self.evaluations = 0  # states that the evaluator was asked about
+        proposals = self._ask(list(states))
+        everyone = np.arange(len(states))
+        self.forest.grow(everyone, np.full(len(states), -1), list(states), proposals, np.zeros(len(states)))
+        self._disturb(rng)
+
+    def run(self, simulations: int | None = None) -> list[Result]:
+        """Add so many simulations to every tree (by default those of the options)."""
+        budget = self.options.simulations if simulations is None else simulations
+        if budget < 1:
+            raise ValueError(f"simulations must be at least 1, got {budget}")
+        forest = self.forest
+        forest.reserve(budget)
+        goal = forest.root_visits() + budget
+        while (left := goal - forest.root_visits()).any():
+            self._simulate(budget, left)
+        return [self._result(tree) for tree in range(forest.trees)]
+
+    def advance(self, indices: Sequence[int], rng: np.random.Generator | None = None) -> None:
+        """Move every root along the edge of a candidate and keep what is known below it.
+
+        Sequential halving shares out a budget from the start: with Gumbel, trees begin anew.
+
+        Raises:
+            NoLegalAction: the game is over there.
+        """
+        forest = self.forest
+        if self.options.rule == "gumbel":
+            roots = zip(forest.roots, forest.actions, indices, strict=True)
+            self.start([self.mdp.transition(state, actions[ROOT][index]) for state, actions, index in roots], rng)
+            return
+        for tree, index in enumerate(indices):
+            forest.advance(tree, int(index))
+        missing = [tree for tree, state in enumerate(forest.roots) if state is None]
+        states = [self._follow(tree, int(indices[tree])) for tree in missing]
+        if missing:
+            proposals = self._ask(states)
+            forest.grow(np.array(missing), np.full(len(missing), -1), states, proposals, np.zeros(len(missing)))
+        if any(self.mdp.terminal(state) for state in forest.roots):
+            raise NoLegalAction("a search cannot go on from a terminal state")
+        self._disturb(rng)
+
+    def _follow(self, tree: int, index: int) -> State:
+        before, actions = self.forest.left[tree]
+        return self.mdp.transition(before, actions[index])
+
+    def _simulate(self, budget: int, left: np.ndarray) -> None:
+        """Up to `leaves` ways down every tree that still has simulations left, evaluated together."""
+        trees, edges = list[np.ndarray](), list[np.ndarray]()
+        for ahead in range(min(self.options.leaves, int(left.max()))):
+            roots = np.where(left > ahead, -1, -2)
+            if self.options.rule == "gumbel":
+                self._halve(budget, left - ahead, roots)
+            leaf_edges, leaf_nodes = self.forest.select(roots)
+            exact, new = np.flatnonzero(leaf_nodes >= 0), np.flatnonzero(leaf_edges >= 0)
+            if exact.size:
+                self.forest.revisit(exact, leaf_nodes[exact])
+            trees.append(new)
+            edges.append(leaf_edges[new])
+            if not new.size:
+                break
+        self._expand(np.concatenate(trees), np.concatenate(edges))
+
+    def _expand(self, trees: np.ndarray, edges: np.ndarray) -> None:
+        if not trees.size:
+            return
+        mdp, states, rewards = self.mdp, [], np.empty(len(trees))
+        for i, (before, action) in enumerate(self.forest.ends(trees, edges)):
+            after = mdp.transition(before, action)
+            rewards[i] = mdp.reward(before, action, after)
+            states.append(after)
+        self.forest.grow(trees, edges, states, self._ask(states), rewards)
+
+    def _ask(self, states: list[State]) -> list[Proposal | None]:
+        """The evaluator's proposals; None for terminal states."""
+        going = [i for i, state in enumerate(states) if not self.mdp.terminal(state)]
+        proposals: list[Proposal | None] = [None] * len(states)
+        told = self.evaluate([states[i] for i in going]) if going else []
+        if len(told) != len(going):
+            raise SearchError(f"the evaluator must give one proposal a state: {len(going)}, got {len(told)}")
+        self.evaluations += len(going)
+        for i, proposal in zip(going, told, strict=True):
+            proposals[i] = checked(proposal)
+        return proposals
+
+    def _disturb(self, rng: np.random.Generator | None) -> None:
+        """Noise of the root: Dirichlet in the priors, or Gumbel variables."""
+        options, forest = self.options, self.forest
+        if rng is None and (options.noise > 0 or options.rule == "gumbel"):
+            raise ValueError("a search with noise or Gumbel needs a generator: start(states, rng)")
+        if options.noise > 0:
+            for tree in range(forest.trees):
+                priors = forest.root_priors(tree)
+                alpha = options.noise_alpha or 10.8 / len(priors)
+                drawn = rng.dirichlet(np.full(len(priors), alpha))  # type: ignore[union-attr]
+                priors[:] = (1 - options.noise) * priors + options.noise * drawn
+        if options.rule == "gumbel":
+            self.gumbels = gumbel_noise(rng, (forest.trees, forest.width))  # type: ignore[arg-type]
+
+    def _halve(self, budget: int, left: np.ndarray, roots: np.ndarray) -> None:
+        """Root edges by sequential halving."""
+        degrees = self.forest.degrees()
+        wanted = np.array(
+            [
+                considered_visits(min(self.options.considered, int(k)), budget)[budget - n] if n > 0 else 0
+                for k, n in zip(degrees, left, strict=True)
+            ]
+        )
+        forest = self.forest
+        halving_edges(forest.nodes, forest.edges, self.gumbels, wanted, forest.numbers, roots)
+
+    def _result(self, tree: int) -> Result:
+        forest, options = self.forest, self.options
+        visits, values, exact = forest.edge_statistics(tree)
+        priors, value, proven = forest.root_priors(tree).copy(), *forest.root_value(tree)
+        if options.rule == "gumbel":
+            policy = forest.improved_policy(tree)
+            scores = np.where(
+                visits == visits.max(), self.gumbels[tree, : len(visits)] + np.log(np.maximum(policy, 1e-300)), -np.inf
+            )
+        else:
+            policy, scores = visits / visits.sum(), visits + 1e-9 * np.nan_to_num(values) / (1 + np.abs(value))
+        if proven:
+            scores = np.where(exact & (values >= value), np.inf, -np.inf)
+        elif options.best is not None:  # a lost move is played only if all are lost
+            lost = exact & (values <= -options.best)
+            scores = np.where(lost & ~lost.all(), -np.inf, scores)
+        return Result(forest.actions[tree][ROOT], visits, values, priors, policy, value, int(scores.argmax()), proven)
+
+
+def checked(proposal: Proposal) -> Proposal:
+    """A proposal with normalised priors.
+
+    Raises:
+        SearchError: no candidate, a value that is no number, or priors that are none.
+    """
+    priors = np.asarray(proposal.priors, np.float64)
+    if len(proposal.actions) == 0:
+        raise SearchError("an evaluator must propose at least one candidate in a state that is not terminal, got none")
+    if priors.shape != (len(proposal.actions),) or not np.isfinite(priors).all() or priors.min() < 0:
+        raise SearchError(f"priors must be {len(proposal.actions)} finite numbers of at least 0, got {priors}")
+    if not np.isfinite(proposal.value):
+        raise SearchError(f"a value must be a finite number, got {proposal.value}")
+    total = priors.sum()
+    priors = priors / total if total > 0 else np.full(len(priors), 1 / len(priors))
+    return Proposal(proposal.actions, priors, float(proposal.value), proposal.complete)
+
+
+__all__ = ["ROOT", "Evaluate", "Proposal", "Result", "Search", "SearchError", "SearchOptions", "checked"]
