@@ -260,8 +260,10 @@ def test_games_begin_as_the_options_say():
     assert env.reset()[0].sum() == 0 and env.table.moves == [25]
     with pytest.raises(ValueError, match="options of Go are"):
         env.reset(options={"problem": 1})
+    state = env.state
     with pytest.raises(ValueError, match="moves must be legal"):
         env.reset(options={"moves": [12, 12]})
+    assert env.state == state
 
 
 @pytest.mark.parametrize("opponent", ["random", uniform])
@@ -272,7 +274,8 @@ def test_games_begin_as_the_options_say():
 def test_a_game_that_is_over_before_the_agent_moves_is_told_by_the_first_step(opponent, arguments, options):
     env = GoEnv(board_size=3, opponent=opponent, **arguments)
     _, info = env.reset(seed=0, options=options)
-    assert not info["action_mask"].any()
+    for mask in (info["action_mask"], env.action_masks()):
+        assert mask.nonzero()[0].tolist() == [9]  # something must be chosen
     moves = env.table.moves
     _, reward, terminated, truncated, info = env.step(0)
     assert terminated and not truncated and reward == (1.0 if info["winner"] == env.color else -1.0)

@@ -168,7 +168,7 @@ def test_a_failing_opponent_voids_the_game(opponent, sentence):
 def test_an_opponent_that_fails_in_reset_is_told_by_the_first_step():
     env = GoEnv(board_size=5, opponent=raising, color="white")
     _, info = env.reset()
-    assert "opponent_failed" not in info
+    assert "opponent_failed" not in info and info["action_mask"].nonzero()[0].tolist() == [25]
     _, reward, terminated, truncated, info = env.step(7)
     assert (reward, terminated, truncated) == (0.0, False, True) and "KeyError" in info["opponent_failed"]
     assert env.table.moves == []
@@ -209,6 +209,7 @@ def test_interrupts_are_no_failures():
     env.reset()
     with pytest.raises(KeyboardInterrupt):
         env.step(0)
+    assert env.step(1)[4]["opponent_failed"] == "the opponent was interrupted"  # rather than move for the opponent
 
 
 def test_opponents_that_are_none():

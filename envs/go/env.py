@@ -14,6 +14,7 @@ from llmgym.envs.go.layout import ENDING
 from llmgym.envs.go.mdp import GoMDP, draw
 from llmgym.envs.go.opponents import COMPILED, Game, Opponent, OpponentFailed, make_opponent
 from llmgym.envs.go.record import RESIGN
+from llmgym.envs.go.render import close_window
 from llmgym.envs.go.state import GoState
 from llmgym.envs.go.turn import NO_ACTION, NOBODY, Table, copied
 
@@ -60,7 +61,7 @@ class GoEnv(MDPEnv):
     scored as it stands), an illegal action of the agent (`"illegal"`, and `info["illegal"]`), or an opponent that
     resigns (`"resign"`). `info` then holds `winner` (0 Black, 1 White, -1 a draw), `score` (Black's points ahead,
     komi included, of the board as it stands), `ending` and `is_success` (whether the agent has won). A game that ends
-    before the agent has moved is reported by its first step, whatever the action.
+    before the agent has moved is reported by its first step, whatever the action; its mask allows the pass.
 
     Truncation: the opponent has crashed, did not answer in time or played an illegal move. The game is void: reward
     0.0, and `info["opponent_failed"]` says in a sentence what happened; an engine is started anew by the next reset.
@@ -164,13 +165,15 @@ class GoEnv(MDPEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Begin a game; the opponent moves if it is to play."""
         gym.Env.reset(self, seed=seed)
-        self.color = draw_color(self._color, self.np_random)
         self._lay(options)
+        self.color = draw_color(self._color, self.np_random)
         self._over, self._resigned, self._failure = False, False, ""
         waiting = self._table.state.to_play == self.color or self._finished()
         self._turn(NO_ACTION, NOBODY if waiting else self._reply)
         if self._opponent:
             self._meet(self._opponent, waiting)
+        if self._finished():
+            self._table.mask[:] = self.action_masks()
         self._show()
         return self._table.planes, self._mask_info()
 
@@ -195,9 +198,12 @@ class GoEnv(MDPEnv):
         return self._table.planes, reward, self._over and not self._failure, bool(self._failure), info
 
     def action_masks(self) -> np.ndarray:
-        """Legal actions, bool [points + 1]; none once the game is over."""
+        """Legal actions, bool [points + 1]; none once the game is over, the pass while its end is still to be told."""
         mask = self.mdp.mask(self.table.state)
-        return np.zeros_like(mask) if self._finished() else mask
+        if self._finished():
+            mask[:] = False
+            mask[-1] = not self._over
+        return mask
 
     def get_state(self) -> dict[str, Any]:
         """An opaque, picklable snapshot: the game, and the state of the random generator."""
@@ -218,10 +224,11 @@ class GoEnv(MDPEnv):
         self._turn(NO_ACTION, NOBODY)
 
     def close(self) -> None:
-        """End the process of an engine; closing twice is safe."""
+        """End the process of an engine, and close the window; closing twice is safe."""
         if self._opponent:
             self._opponent.close()
-        super().close()
+        if self.render_mode == "human":
+            close_window()
 
     def _lay(self, options: dict[str, Any] | None) -> None:
         """Put a new game on the table."""
@@ -257,6 +264,9 @@ class GoEnv(MDPEnv):
             action = opponent.move(self._game(), self.np_random)
         except OpponentFailed as error:
             return self._void(opponent, str(error))
+        except BaseException:  # Ctrl-C: nobody may go on where the opponent is to move
+            self._void(opponent, "the opponent was interrupted")
+            raise
         if action is None:
             self._resigned = True
         elif not 0 <= action < len(mask := self._table.mask) or not mask[action]:

@@ -144,9 +144,12 @@ class VectorGo(VectorEnv):
         return self._games.planes.copy(), rewards, terminated, truncated, self._with_mask(infos)
 
     def action_masks(self) -> np.ndarray:
-        """Legal actions of every row, bool [N, points + 1]; none once its game is over."""
+        """Legal actions of every row, bool [N, points + 1]; none once its game is over, as `GoEnv.action_masks`."""
         self._check_started()
-        return self._games.masks & ~self._finished()[:, None]
+        masks, finished = self._games.masks.copy(), self._finished()
+        masks[finished] = False
+        masks[finished, -1] = ~(self._terminated | self._truncated)[finished]
+        return masks
 
     def get_state(self) -> dict[str, Any]:
         """An opaque, picklable snapshot of all rows."""
@@ -216,6 +219,8 @@ class VectorGo(VectorEnv):
             self._meet(self._replies, rows, opening)
         else:
             games.turn(rows, None, np.where(opening, self._reply, NOBODY), self._streams.draw(opening))
+        ended = rows & self._finished()
+        games.masks[ended], games.masks[ended, -1] = False, True  # the next step tells, whatever is chosen
 
     def _draw_colors(self, rows: np.ndarray) -> np.ndarray:
         """As `draw_color` does in each row."""
