@@ -150,7 +150,7 @@ def compare(config: Config, sides: list[Side], versions: list[str]) -> list[dict
     """All sides are started and warmed up one by one, then take turns."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(side)) for side in sides]
-        versions += [w.versions for w in workers if w.versions not in versions]
+        versions += sorted({worker.versions for worker in workers} - set(versions))
         for round_ in range(config.rounds):
             for i in range(len(sides)):
                 turn = (round_ + i) % len(sides)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,7 +18,7 @@ from toys import assert_same
 
 import llmgym  # noqa: F401
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.opponents import Game, Opponent
+from llmgym.envs.go.opponents import Game, GTPOpponent, Opponent
 from llmgym.envs.go.streams import Streams
 from llmgym.nets import NetPolicy
 
@@ -234,6 +236,48 @@ def test_unseeded_rows_differ():
     assert len({state.last_action for state in rows.unwrapped.states}) > 1
 
 
+@pytest.mark.parametrize("opponent", [Resigner(), first_legal, "random"])
+def test_a_snapshot_keeps_the_masks_of_rows_that_are_over(opponent):
+    named = {"num_envs": 3, "board_size": 3, "opponent": opponent, "max_moves": 7, "color": "random"}
+    rows, other = (gym.make_vec(ID, autoreset_mode="Disabled", **named).unwrapped for _ in range(2))
+    rng = np.random.default_rng(1)
+    rows.reset(seed=2)
+    for _ in range(5):
+        rows.step(chosen(rows, rng))
+        other.set_state(rows.get_state())
+        assert_same(other.action_masks(), rows.action_masks())
+        assert_same(other.step(zeros := np.zeros(3, int)), rows.step(zeros))
+    assert not rows.action_masks().all()
+
+
+def test_an_engine_is_a_process_for_every_row(tmp_path):
+    engine = [sys.executable, "-S", str(Path(__file__).parent / "fake_gtp.py"), "crash:2", str(tmp_path / "log")]
+    rows = gym.make_vec(ID, num_envs=2, board_size=3, opponent=GTPOpponent(engine), autoreset_mode="SameStep")
+    rows.reset(seed=0)
+    for _ in range(2):
+        rows.step(np.array([0, 1]))
+        _, rewards, terminated, truncated, infos = rows.step(np.array([3, 4]))
+        assert rewards.tolist() == [0, 0] and truncated.all() and not terminated.any()
+        assert all("has crashed" in said for said in infos["final_info"]["opponent_failed"])
+    rows.close()
+    rows.close()
+    told = (tmp_path / "log").read_text().splitlines()
+    assert told.count("boardsize 3") == 6 and sorted(told[-2:]) == ["quit"] * 2  # two games and what follows, each
+
+
+def test_an_interrupted_opponent_voids_the_games():
+    def interrupted(mdp, state, rng):
+        raise KeyboardInterrupt
+
+    rows = gym.make_vec(ID, num_envs=2, board_size=3, opponent=interrupted, autoreset_mode="Disabled")
+    rows.reset(seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        rows.step(np.array([4, 4]))
+    _, rewards, terminated, truncated, infos = rows.step(np.array([4, 4]))
+    assert truncated.all() and not terminated.any() and not rewards.any()
+    assert infos["opponent_failed"].tolist() == ["the opponent was interrupted"] * 2
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +334,7 @@ class Counting:
     """A policy's `predict`, its calls counted."""
 
     def __init__(self, policy: Any):
-        self.policy, self.shapes = policy, []
+        self.policy, self.shapes = policy, list[tuple[int, ...]]()
 
     def predict(self, observation: np.ndarray, deterministic: bool = False, action_masks: Any = None) -> Any:
         """What the policy says."""

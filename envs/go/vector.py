@@ -167,6 +167,7 @@ class VectorGo(VectorEnv):
         self._streams.set_state(snapshot["streams"])
         for name in _SNAPSHOT:
             setattr(self, name, snapshot[name].copy())
+        self._games.masks[:] = self.action_masks()
 
     def render(self):
         """One frame a row, as the single environment renders it."""
@@ -255,7 +256,13 @@ class VectorGo(VectorEnv):
     def _answer(self, replies: Replies, asked: np.ndarray, shown: np.ndarray) -> None:
         """What opponents of flesh reply in some rows; then the agents see the board in all that are shown."""
         actions, rows = np.full(self.num_envs, NO_ACTION), np.flatnonzero(asked).tolist()
-        for row, reply in zip(rows, replies.ask(rows, self._games, self._streams), strict=True):
+        try:
+            answers = replies.ask(rows, self._games, self._streams)
+        except BaseException:  # Ctrl-C: nobody may go on where the opponent is to move
+            for row in rows:
+                self._void(replies, row, OpponentFailed("the opponent was interrupted"))
+            raise
+        for row, reply in zip(rows, answers, strict=True):
             if isinstance(reply, OpponentFailed):
                 self._void(replies, row, reply)
             elif reply is None:
