@@ -14,7 +14,7 @@ from tyro import MISSING
 
 import llmgym.tasks
 from llmgym.agents import GRPO, PPO, REINFORCE
-from llmgym.commands import eval, label, pairs, rlhf, train, train_offline
+from llmgym.commands import eval, gtp, label, match, pairs, rlhf, train, train_offline
 from llmgym.commands.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -43,9 +43,9 @@ def test_every_block_of_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(llmgym.tasks, "_FACTORIES", dict(llmgym.tasks._FACTORIES))  # a page registers a task
     text, namespace = page.read_text("utf-8"), {"__name__": "__main__"}
-    for match in BLOCK.finditer(text):
-        line = text[: match.start(1)].count("\n")
-        exec(compile("\n" * line + match[1], str(page), "exec"), namespace)  # errors name the line of the page
+    for block in BLOCK.finditer(text):
+        line = text[: block.start(1)].count("\n")
+        exec(compile("\n" * line + block[1], str(page), "exec"), namespace)  # errors name the line of the page
 
 
 @pytest.mark.parametrize("page", sorted(generate.pages()), ids=lambda page: page.stem)
@@ -85,7 +85,9 @@ def test_the_map_names_every_page_and_every_example():
         assert f"`{example.name}`" in text, example
 
 
-_COMMAND = r"^ *(llmgym (?:train [\w-]+|eval|pairs|rlhf|label \S+\.jsonl)(?: +[-#](?!.*OPTIONS).*)?)$"
+_WORD = r"(?:\"[^\"]+\"|[\w/]+)"  # that names a player
+_NAMED = rf"train [\w-]+|eval|pairs|rlhf|label \S+\.jsonl|gtp(?: {_WORD})?|match {_WORD} {_WORD}"
+_COMMAND = rf"^ *(llmgym (?:{_NAMED})(?: +[-#](?!.*OPTIONS).*)?)$"
 
 
 def commands() -> list[str]:
@@ -104,6 +106,10 @@ def test_every_command_line_can_be_parsed(command, tmp_path, monkeypatch):
         pairs._options(words[1:])
     elif words[0] == "rlhf":
         parse(rlhf.RLHFOptions, words[1:], prog="llmgym", default=rlhf.RLHFOptions(), prefixes=True)
+    elif words[0] == "gtp":
+        parse(gtp.GTPOptions, words[1:], prog="llmgym", default=gtp.GTPOptions())
+    elif words[0] == "match":
+        parse(match.MatchOptions, words[1:], prog="llmgym", default=match.MatchOptions(MISSING, MISSING))
     elif words[0] == "label":
         parse(label.LabelOptions, words[1:], prog="llmgym", default=label.LabelOptions(MISSING, MISSING))
     elif words[1] in train_offline.LEARNERS:

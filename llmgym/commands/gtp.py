@@ -14,6 +14,7 @@ from llmgym.commands.players import RulesOptions, make_player
 from llmgym.envs.go.gtp_engine import GTPEngine
 
 PROG = "llmgym gtp"
+Player = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLAYER")]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,11 @@ class EngineOptions:
 class GTPOptions:
     """Answer GTP commands on standard input until quit.
 
-    The rules are those at the start: boardsize and komi change two of them. A game is cut short only by max_moves, here
-    ten times the points of the board by default.
+    boardsize and komi change the rules given here. No game that people play is cut short: without max_moves the cap is
+    ten times the points of the board.
     """
 
-    # random, light, a folder that an agent saved, or another GTP engine
-    player: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLAYER")] = "light"
+    player: Player = "light"  # random, light, a folder that an agent saved, or another GTP engine
     engine: EngineOptions = field(default_factory=EngineOptions)
     rules: RulesOptions = field(default_factory=RulesOptions)
 

@@ -16,6 +16,7 @@ from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPO
 from llmgym.envs.go.rules import GoRules
 from llmgym.files import read_json
 
+Ko = Literal["simple", "positional", "situational"]
 CHOICES = "random, light, a folder that an agent saved, or the command line of a GTP engine"
 
 
@@ -25,9 +26,11 @@ class RulesOptions:
 
     board_size: int | None = None  # points a side, 1 to 25; None: of the board that a policy was trained on, else 9
     komi: float = 7.5  # points White is given
-    ko: Literal["simple", "positional", "situational"] = "positional"  # forbids retaking, or what position to repeat
+    ko: Ko = "positional"  # simple: no retaking; positional: no position again; situational: … with the same mover
     suicide: bool = False  # whether a move may take its own stones
-    max_moves: int | None = None  # moves after which the board is scored as it stands; None: three times its points
+    max_moves: int | None = (
+        None  # moves after which the board is scored as it stands; None: 3 times its points, gtp: 10
+    )
 
     def make(self, *players: Opponent) -> GoRules:
         """The rules of a game between these players.
