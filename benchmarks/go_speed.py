@@ -61,6 +61,7 @@ class Config:
     rounds: int = 5
     seconds: float = 2.0  # of each side in each round
     json: Path | None = None  # also write everything here
+    markdown: bool = False  # also print the tables as README.md has them
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def main(config: Config) -> None:
     for name in config.tables:
         rows = ready(config) if name == "ready" else compare(config, TABLES[name](config), result["versions"])
         show(name, rows)
+        if config.markdown:
+            print(markdown(rows))
         result["tables"][name] = rows
     print("; ".join([*result["about"].values(), *result["versions"]]))
     if config.json is not None:
@@ -224,19 +227,38 @@ def ready(config: Config) -> list[dict[str, Any]]:
     return [{"side": "Go-v0 ready, s", "rate": median(runs[1:]), "runs": runs[1:], "ratios": {}}]
 
 
+COLUMNS = ("", "a second", "against", "ratio", "least ratio of a round")
+
+
 def show(name: str, rows: list[dict[str, Any]]) -> None:
     """A table on the terminal."""
-    import rich.table
     from rich.console import Console
+    from rich.table import Table
 
-    table = rich.table.Table(title=name)
-    for column in ("side", "seconds" if name == "ready" else "a second", "against", "ratio", "least ratio of a round"):
-        table.add_column(column, justify="left" if column in ("side", "against") else "right")
-    for row in rows:
-        rate = f"{row['rate']:.3f}" if name == "ready" else f"{row['rate']:,.0f}"
-        ratios = [(other, f"{r['of_medians']:.1f}", f"{r['least']:.1f}") for other, r in row["ratios"].items()]
-        table.add_row(row["side"], rate, *map("\n".join, zip(*ratios, strict=True)))
+    table = Table(title=name)
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i in (0, 2) else "right")
+    for cells in lines(rows):
+        table.add_row(*cells)
     Console(width=120).print(table)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The same as README.md has it."""
+    table = [COLUMNS, ("---", "---:", "---", "---:", "---:"), *lines(rows)]
+    return "\n".join("|" + "|".join(f" {cell} " if "---" not in cell else cell for cell in row) + "|" for row in table)
+
+
+def lines(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Cells: a line for each ratio, the side named in the first."""
+    cells: list[tuple[str, ...]] = []
+    for row in rows:
+        rate = row["rate"]
+        first = (row["side"], f"{rate:,.0f}" if rate > 20 else f"{rate:.3f}")  # few numbers are seconds
+        ratios = [(other, f"{r['of_medians']:.1f}", f"{r['least']:.1f}") for other, r in row["ratios"].items()]
+        for i, ratio in enumerate(ratios or [("", "", "")]):
+            cells.append((*(("", "") if i else first), *ratio))
+    return cells
 
 
 def about(config: Config) -> dict[str, str]:
