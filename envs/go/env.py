@@ -121,6 +121,27 @@ class GoEnv(MDPEnv):
     (`autoreset_mode="NextStep"`, `"SameStep"`, `"Disabled"`); `threads=2` shares its rows out among threads. An agent
     as opponent is asked for all rows at once; a GTP engine becomes a process for every row.
 
+    ```python
+    from llmgym.agents import PPO
+
+    rows = gym.make_vec("llmgym/Go-v0", num_envs=8, board_size=5, opponent="light", autoreset_mode="SameStep")
+    agent = PPO("CnnPolicy", rows, n_steps=32)
+    agent.learn(total_timesteps=512)
+    ```
+
+    Under stable-baselines3, masks included:
+
+    ```python
+    from sb3_contrib import MaskablePPO
+
+    from llmgym.envs import SB3VecEnv
+
+    agent = MaskablePPO("MlpPolicy", SB3VecEnv(rows), n_steps=32)
+    agent.learn(total_timesteps=512)
+    ```
+
+    For self-play, `GoBatch` of `llmgym.envs.go.batch` plays both colours from outside, every row its own game.
+
     ## Version History
     * v0: Initial version
     """
