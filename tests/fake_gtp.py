@@ -33,6 +33,8 @@ def answer(words: list[str], number: int) -> str:
         return "? unacceptable size"
     if words[0] == "play" and MODE == "strict":
         return "? illegal move"
+    if words[0] == "known_command" and MODE == "bare":
+        return "? unknown command"
     if words[0] == "known_command":
         return "= true" if words[1] == "set_random_seed" and MODE == "seeded" else "= false"
     if words[0] == "name":

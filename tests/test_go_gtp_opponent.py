@@ -83,6 +83,24 @@ def test_an_engine_takes_its_randomness_from_the_environment(tmp_path):
     assert one == two != three and "set_random_seed" in one
 
 
+def test_an_engine_need_know_no_more_than_how_to_play(tmp_path):
+    env = against("bare", tmp_path / "log")
+    env.reset()
+    assert env.step(0)[3] is False
+    env.close()
+
+
+def test_one_opponent_in_two_environments_is_told_which_game_it_is(tmp_path):
+    opponent = GTPOpponent(fake("good", tmp_path / "log"))
+    envs = [GoEnv(board_size=5, komi=komi, opponent=opponent) for komi in (1, 2)]
+    for env in envs:
+        env.reset()
+    envs[0].step(3)
+    opponent.close()
+    told = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith(("komi", "play"))]
+    assert told == ["komi 1.0", "komi 2.0", "komi 1.0", "play b D5"]
+
+
 def test_a_copy_starts_an_engine_of_its_own_and_tells_it_the_game(tmp_path):
     env = against("good", tmp_path / "log")
     env.reset()

@@ -13,6 +13,7 @@ import numpy as np
 
 from llmgym.envs.go.gtp_process import EngineError, EngineRefused, GTPProcess, check_timeout, split_command
 from llmgym.envs.go.mdp import GoMDP, GoState
+from llmgym.envs.go.rules import GoRules
 from llmgym.envs.go.turn import LIGHT, RANDOM
 from llmgym.envs.go.vertices import parse_vertex, vertex
 
@@ -129,7 +130,7 @@ class GTPOpponent(Opponent):
             raise _no_opponent(command, f", and there is no program {self.command[0]!r}")
         self._engine: GTPProcess | None = None
         self._seeded = False  # whether the engine takes a seed
-        self._start: GoState | None = None  # the game that it has been told
+        self._begun: tuple[GoRules, GoState] | None = None  # the game that it has been told, and its moves
         self._moves: list[int] = []
 
     def check(self, mdp: GoMDP) -> None:
@@ -164,21 +165,22 @@ class GTPOpponent(Opponent):
         """End the process."""
         if self._engine is not None:
             self._engine.close()
-        self._engine = self._start = None
+        self._engine = self._begun = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or a pickle starts an engine of its own and tells it the game.
-        return self.__dict__ | {"_engine": None, "_start": None}
+        return self.__dict__ | {"_engine": None, "_begun": None}
 
     def _tell(self, game: Game) -> GTPProcess:
         """Bring the engine to the game as it stands: by the moves it has not seen, if it knows the others."""
         if self._engine is None:
             self._engine = GTPProcess(self.command, self.timeout)
-            self._seeded = self._engine.ask("known_command set_random_seed") == "true"
-        moves = list(game.moves)
-        if self._start != game.start or self._moves != moves[: len(self._moves)]:
+            self._seeded = _knows(self._engine, "set_random_seed")
+        moves, begun = list(game.moves), (game.mdp.rules, game.start)
+        if self._begun != begun or self._moves != moves[: len(self._moves)]:
+            self._begun, self._moves = None, []
             self._set_up(self._engine, game)
-            self._start, self._moves = game.start, []
+            self._begun = begun
         for action in moves[len(self._moves) :]:
             self._play(self._engine, game, (game.start.to_play + len(self._moves)) % 2, action)
             self._moves.append(action)
@@ -201,6 +203,13 @@ class GTPOpponent(Opponent):
             return parse_vertex(answer, game.mdp.rules.rows, game.mdp.rules.cols)
         except ValueError as error:
             raise OpponentFailed(f"{self._engine} gave no move: {error}") from None
+
+
+def _knows(engine: GTPProcess, command: str) -> bool:
+    try:
+        return engine.ask(f"known_command {command}").lower() == "true"
+    except EngineRefused:  # it does not even know this one
+        return False
 
 
 def make_opponent(opponent: Any, mdp: GoMDP) -> Opponent | None:
