@@ -13,11 +13,14 @@ from llmgym.search.tree import EDGE, NODE, ROOT
 
 
 def numbers(options: SearchOptions) -> np.ndarray:
-    """What the kernels read of the options; float64 [10]."""
+    """What the kernels read of the options; float64 [11]."""
     best = np.inf if options.best is None else options.best
     rule = RULES.index(options.rule)
     constants = (options.c_base, options.c_init, options.c_uct, options.fpu_reduction, options.virtual_loss)
-    return np.array([rule, options.discount, *constants, options.c_visit, options.c_scale, best], np.float64)
+    return np.array(
+        [rule, options.discount, *constants, options.c_visit, options.c_scale, best, options.rave_equivalence],
+        np.float64,
+    )
 
 
 class Forest:
@@ -47,8 +50,8 @@ class Forest:
 
     def reserve(self, nodes: int) -> None:
         """Room for so many more nodes in every tree."""
-        self.nodes = _widened(self.nodes, int(self.counts[:, 0].max()) + nodes)
-        self.edges = _widened(self.edges, int(self.counts[:, 1].max()) + nodes * self.width)
+        self.nodes = widened(self.nodes, int(self.counts[:, 0].max()) + nodes)
+        self.edges = widened(self.edges, int(self.counts[:, 1].max()) + nodes * self.width)
 
     def select(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A way down every tree; see `llmgym.search.tree.select`."""
@@ -87,9 +90,9 @@ class Forest:
         new = int(np.bincount(trees).max())
         most_nodes, most_edges = self.counts.max(axis=0).tolist()
         if most_nodes + new > self.nodes.shape[1]:
-            self.nodes = _widened(self.nodes, 2 * most_nodes + new)
+            self.nodes = widened(self.nodes, 2 * most_nodes + new)
         if most_edges + new * self.width > self.edges.shape[1]:
-            self.edges = _widened(self.edges, 2 * most_edges + new * self.width)
+            self.edges = widened(self.edges, 2 * most_edges + new * self.width)
 
     def revisit(self, trees: np.ndarray, nodes: np.ndarray) -> None:
         """Back up ways that ended at exact nodes."""
@@ -145,7 +148,8 @@ class Forest:
         return self.edges[tree, root["first"] : root["first"] + root["degree"]]
 
 
-def _widened(array: np.ndarray, columns: int) -> np.ndarray:
+def widened(array: np.ndarray, columns: int) -> np.ndarray:
+    """The array with at least so many columns, new ones zero."""
     if columns <= array.shape[1]:
         return array
     wide = np.zeros((len(array), columns), array.dtype)

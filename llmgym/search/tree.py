@@ -31,6 +31,9 @@ EDGE = np.dtype(
     [
         ("prior", np.float64),
         ("reward", np.float64),
+        ("all_total", np.float64),  # RAVE: returns of simulations in which the action came later too, of who takes it
+        ("all_visits", np.int32),  # and how many they are; only drivers of games fill these
+        ("action", np.int32),  # of drivers that keep no candidates in Python
         ("node", np.int32),  # where it begins
         ("child", np.int32),  # where it ends; -1 before, PENDING while its state is being evaluated
     ],
@@ -39,8 +42,8 @@ EDGE = np.dtype(
 NO_CHILD, PENDING = -1, -2
 ROOT = 0
 # The numbers of `SearchOptions` that kernels read, in this order: see `numbers`.
-PUCT, UCT, GUMBEL = 0.0, 1.0, 2.0
-_RULE, _DISCOUNT, _BASE, _INIT, _UCT, _REDUCTION, _LOSS, _VISIT, _SCALE, _BEST = range(10)
+PUCT, UCT, GUMBEL, RAVE = 0.0, 1.0, 2.0, 3.0
+_RULE, _DISCOUNT, _BASE, _INIT, _UCT, _REDUCTION, _LOSS, _VISIT, _SCALE, _BEST, _EQUIVALENCE = range(11)
 
 
 @inlined
@@ -115,12 +118,34 @@ def best_uct(nodes, edges, node, numbers):
 
 
 @inlined
+def best_rave(nodes, edges, node, numbers):
+    """The edge that maximises (1 - β) q + β q_all, β = sqrt(k / (3N + k)), + c sqrt(ln N / n); Gelly & Silver 2011."""
+    it = nodes[node]
+    visits = it.visits + it.flight
+    log, beta = math.log(max(visits, 1)), math.sqrt(numbers[_EQUIVALENCE] / (3 * visits + numbers[_EQUIVALENCE]))
+    best, best_score = -1, -math.inf
+    for edge in range(it.first, it.first + it.degree):
+        n, n_all = edge_visits(nodes, edges, edge), edges[edge].all_visits
+        if n == 0:
+            score = edges[edge].all_total / n_all if n_all > 0 else math.inf
+        else:
+            q, share = edge_value(nodes, edges, edge, numbers), beta if n_all > 0 else 0.0
+            q_all = edges[edge].all_total / n_all if n_all > 0 else 0.0
+            score = (1 - share) * q + share * q_all + numbers[_UCT] * math.sqrt(log / n)
+        if edges[edge].child != PENDING and (best < 0 or score > best_score):
+            best, best_score = edge, score
+    return best
+
+
+@inlined
 def choose(nodes, edges, node, numbers, policy):
     """The edge that the rule takes from an inner node; -1 if all are being evaluated."""
     if numbers[_RULE] == PUCT:
         return best_puct(nodes, edges, node, numbers)
     if numbers[_RULE] == UCT:
         return best_uct(nodes, edges, node, numbers)
+    if numbers[_RULE] == RAVE:
+        return best_rave(nodes, edges, node, numbers)
     improved_policy(nodes, edges, node, numbers, policy)
     return _best_gumbel(nodes, edges, node, policy)
 
@@ -248,26 +273,30 @@ def prove(nodes, edges, node, numbers):
 
 
 @inlined
-def add_node(nodes, edges, counts, edge, priors, degree, value, reward, terminal, complete):
-    """A node at the end of an edge (-1: the root), with edges of its own; returns its number.
+def add_node(nodes, edges, counts, edge, value, reward, terminal, complete):
+    """A node without edges at the end of an edge (-1: the root), a visit under way; returns its number.
 
     Args:
         counts: nodes and edges of this tree so far, int32 [2]; increased.
     """
-    node, first = counts[0], counts[1]
+    node = np.int64(counts[0])
     nodes[node].total = 0.0
-    nodes[node].visits = 0
+    nodes[node].visits = nodes[node].degree = 0
     nodes[node].flight = 1
     nodes[node].value, nodes[node].exact = value, value if terminal else math.nan
-    nodes[node].first, nodes[node].degree = first, degree
     nodes[node].edge, nodes[node].complete = edge, complete
     if edge >= 0:
         edges[edge].child, edges[edge].reward = node, reward
-    for k in range(degree):
-        edges[first + k].prior, edges[first + k].reward = priors[k], 0.0
-        edges[first + k].node, edges[first + k].child = node, NO_CHILD
-    counts[0], counts[1] = node + 1, first + degree
+    counts[0] = node + 1
     return node
+
+
+@inlined
+def add_edge(edges, edge, node, prior):
+    """An edge that begins at a node and leads nowhere yet."""
+    edges[edge].prior, edges[edge].reward = prior, 0.0
+    edges[edge].node, edges[edge].child = node, NO_CHILD
+    edges[edge].all_total, edges[edge].all_visits = 0.0, 0
 
 
 @kernel
@@ -289,11 +318,13 @@ def select(nodes, edges, root_edges, numbers, width, leaf_edges, leaf_nodes):
 def grow(nodes, edges, counts, trees, leaf_edges, priors, degrees, values, rewards, terminals, completes, numbers):
     """Add n evaluated leaves and back them up: all arrays [n, …], counts int32 [B, 2]."""
     for i in range(trees.shape[0]):
-        b = trees[i]
-        node = add_node(
-            nodes[b], edges[b], counts[b], leaf_edges[i], priors[i], degrees[i], values[i], rewards[i], terminals[i],
-            completes[i],
-        )  # fmt: skip
+        b, first = trees[i], np.int64(counts[trees[i], 1])
+        at_end = (values[i], rewards[i], terminals[i], completes[i])
+        node = add_node(nodes[b], edges[b], counts[b], leaf_edges[i], *at_end)
+        nodes[b, node].first, nodes[b, node].degree = first, degrees[i]
+        for k in range(degrees[i]):
+            add_edge(edges[b], first + k, node, priors[i, k])
+        counts[b, 1] = first + degrees[i]
         back_up(nodes[b], edges[b], node, numbers)
 
 

@@ -1,0 +1,137 @@
+"""Search with playouts, compiled as a whole: the tree's kernels, the board in place, a playout at every new node."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmgym.compiled import inlined, kernel
+from llmgym.envs.go.area import margin, write_area
+from llmgym.envs.go.board import advance, at, cell_of, write_mask
+from llmgym.envs.go.layout import COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY
+from llmgym.envs.go.playout import play_light, spare_eyes
+from llmgym.search.tree import NO_CHILD, RAVE, ROOT, add_edge, add_node, back_up, choose
+
+LIGHT, HEAVY, STATIC = 0, 1, 2  # how a new node is valued; STATIC scores the board as it stands, for tests
+
+
+@inlined
+def result(ints, area, komi):
+    """1, 0 or -1 for Black of the board as it stands."""
+    write_area(ints, area)
+    return np.sign(margin(area) - komi)
+
+
+@inlined
+def play_edge(ints, longs, action):
+    """Play an action of the tree, which is legal."""
+    points = at(ints, ROWS) * at(ints, COLS)
+    advance(ints, longs, action, 0 if action == points else cell_of(ints, action))
+
+
+@inlined
+def note(ints, came, start):
+    """Remember who was the first to play at the point of the last move, and how many moves after the root."""
+    point = at(ints, LAST)
+    if point < came.shape[1] and came[0, point] == 0:
+        came[0, point], came[1, point] = at(ints, MOVES) - start, 1 - at(ints, TO_PLAY)
+
+
+@inlined
+def credit(nodes, edges, node, came, outcome, depth, mover):
+    """All moves as first: an edge of a node counts what its player played there first, now or later on."""
+    worth = outcome if mover == 0 else -outcome
+    for edge in range(nodes[node].first, nodes[node].first + nodes[node].degree):
+        point = edges[edge].action
+        if point < came.shape[1] and came[0, point] > depth and came[1, point] == mover:
+            edges[edge].all_visits += 1
+            edges[edge].all_total += worth
+
+
+@inlined
+def credit_way(nodes, edges, node, came, outcome, depth, mover):
+    """`credit` for all nodes from the root to this one, which lies `depth` moves below it and where `mover` moves."""
+    while True:
+        credit(nodes, edges, node, came, outcome, depth, mover)
+        if nodes[node].edge < 0:
+            return
+        node, depth, mover = np.int64(edges[nodes[node].edge].node), depth - 1, 1 - mover
+
+
+@inlined
+def open_node(nodes, edges, counts, node, ints, longs, mask):
+    """Give a node its edges: legal moves that fill no own eye, or else the pass, with equal priors."""
+    write_mask(ints, longs, mask)
+    spare_eyes(ints, mask)
+    first, degree = np.int64(counts[1]), 0
+    for action in range(mask.shape[0]):
+        if mask[action]:
+            add_edge(edges, first + degree, node, 1.0)
+            edges[first + degree].action = action
+            degree += 1
+    for edge in range(first, first + degree):
+        edges[edge].prior = 1.0 / degree
+    nodes[node].first, nodes[node].degree = first, degree
+    counts[1] = first + degree
+
+
+@inlined
+def hang(nodes, edges, counts, edge, ints, komi, area):
+    """A node without edges at the end of an edge, for the board as it is now; returns its number."""
+    over, reward = at(ints, ENDING) > 0, 0.0
+    if over:
+        reward = result(ints, area, komi) * (1.0 if at(ints, TO_PLAY) == 1 else -1.0)  # of who moved
+    return add_node(nodes, edges, counts, edge, 0.0, reward, over, 0)
+
+
+@inlined
+def walk(nodes, edges, counts, ints, longs, komi, numbers, start, came, mask, area, policy):
+    """Down the tree to a node that is new, over, or out of room for edges; the board goes along. Returns the node."""
+    node = np.int64(ROOT)
+    while True:
+        nodes[node].flight += 1
+        over = at(ints, ENDING) > 0
+        full = nodes[node].degree == 0 and counts[1] + mask.shape[0] > edges.shape[0]
+        if over or full or counts[0] == nodes.shape[0]:
+            return node
+        if nodes[node].degree == 0:
+            open_node(nodes, edges, counts, node, ints, longs, mask)
+        nodes[node].flight -= 1  # a choice does not see the visit that it is for
+        edge = choose(nodes, edges, node, numbers, policy)
+        nodes[node].flight += 1
+        play_edge(ints, longs, np.int64(edges[edge].action))
+        note(ints, came, start)
+        if edges[edge].child == NO_CHILD:
+            return hang(nodes, edges, counts, edge, ints, komi, area)
+        node = np.int64(edges[edge].child)
+
+
+@kernel
+def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, seed, simulations):
+    """Grow one tree by so many simulations from a board that stays as it is.
+
+    Args:
+        nodes, edges, counts: [M], [E] and int32 [2]; empty at first, or what `reroot` has left.
+        numbers: see `llmgym.search.forest.numbers`.
+        kind: LIGHT, HEAVY or STATIC.
+        seed: uint64 [1], advanced.
+    """
+    points = at(root_ints, ROWS) * at(root_ints, COLS)
+    ints, longs = np.empty_like(root_ints), np.empty_like(root_longs)
+    mask, area, policy = np.empty(points + 1, np.bool_), np.empty(points, np.uint8), np.empty(points + 1)
+    came, start = np.empty((2, points), np.int32), at(root_ints, MOVES)
+    for _ in range(simulations + (counts[0] == 0)):  # a new root is valued too, as every node is
+        ints[:], longs[:], came[:] = root_ints, root_longs, 0
+        if counts[0] == 0:
+            node = hang(nodes, edges, counts, -1, ints, komi, area)
+        else:
+            node = walk(nodes, edges, counts, ints, longs, komi, numbers, start, came, mask, area, policy)
+        mover, depth = at(ints, TO_PLAY), at(ints, MOVES) - start
+        while kind != STATIC and at(ints, ENDING) == 0:
+            play_light(ints, longs, seed)
+            note(ints, came, start)
+        outcome = result(ints, area, komi)
+        if nodes[node].exact != nodes[node].exact:
+            nodes[node].value = outcome if mover == 0 else -outcome
+        back_up(nodes, edges, node, numbers)
+        if numbers[0] == RAVE:
+            credit_way(nodes, edges, node, came, outcome, depth, mover)
