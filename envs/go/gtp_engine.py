@@ -150,9 +150,7 @@ class GTPEngine:
             raise ValueError(f"syntax error: komi is a number of points, got {komi}") from None
         mdp = mdp_of(_capped(rules))
         moments = [moment._replace(game=moment.game._replace(mdp=mdp)) for moment in self._moments]
-        self.player.close()  # an engine is told of komi only when it begins
-        self.player.start(moments[-1].game)
-        self.rules, self._moments = rules, moments
+        self._tell_komi(moments, rules)
         return ""
 
     def _fixed_handicap(self, stones: str) -> str:
@@ -221,8 +219,8 @@ class GTPEngine:
         moves, moments = record.moves[:before], [_Moment(begin(mdp, record), ())]
         for number, (player, action) in enumerate(moves, 1):
             moments.append(_Moment(advance(moments[-1].game, player, action), moves[:number]))
-        self.player.start(moments[-1].game)
-        self.rules, self._moments = rules, moments
+        self.player.check(mdp)
+        self._tell_komi(moments, rules)
         return ""
 
     def _printsgf(self, path: str | None = None) -> str:
@@ -242,6 +240,12 @@ class GTPEngine:
         except ValueError as error:
             raise ValueError(f"{refusal}{error}") from None
         self.rules, self._moments = rules, [_Moment(game, ())]
+
+    def _tell_komi(self, moments: list[_Moment], rules: GoRules) -> None:
+        """Take over a game by other rules; a player that is an engine is told of komi only when it begins."""
+        self.player.close()
+        self.player.start(moments[-1].game)
+        self.rules, self._moments = rules, moments
 
     def _push(self, player: int, action: int) -> None:
         game, moves = self._moments[-1]

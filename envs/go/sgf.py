@@ -222,7 +222,7 @@ class _Reader:
             return read(raw)
         except ValueError:
             rows, cols = self.board.rules.board_size if hasattr(self, "board") else (0, 0)
-            text = b"][".join(raw)[:40].decode(errors="replace")
+            text = " ".join(b"][".join(raw)[:40].decode(errors="replace").split())
             where = f" of a {rows}x{cols} board" if rows and name != "PL" else ""
             raise ValueError(f"{name}[{text}] in node {number} cannot be read as {_KINDS[name]}{where}") from None
 

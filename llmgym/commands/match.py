@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,16 +105,22 @@ class _Match:
         play = self.options.play
         games = play_match(self.entrants, self.openings, play.games, play.seed)
         with plain_warnings(), _bar(play.games) as shown:
-            for game in games:
-                self.tally.games.append(game)
-                self._keep(game)
-                shown.set_postfix_str(self._standing(), refresh=False)
+            due = 0.0  # adding up takes longer the more games there are
+            for number, game in enumerate(games, 1):
+                self._keep(number, game)
+                if number == play.games or time.monotonic() > due:
+                    self._write()
+                    shown.set_postfix_str(self._standing(), refresh=False)
+                    due = time.monotonic() + 1.0
                 shown.update()
 
-    def _keep(self, game: Played) -> None:
-        """The game as SGF, and all results so far as JSON."""
+    def _keep(self, number: int, game: Played) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_sgf(game.record, self.folder / _file(len(self.tally.games)))
+        save_sgf(game.record, self.folder / _file(number))
+        self.tally.games.append(game)
+
+    def _write(self) -> None:
+        """All results so far."""
         write_json(self.folder / "match.json", finite(self._result()))
 
     def _result(self) -> dict[str, Any]:
@@ -135,6 +142,7 @@ class _Match:
         if not self.tally.games:
             report.say("no game was finished")
             return
+        self._write()
         report.plain_table("player", COLUMNS, [(e.name, _cells(self.tally, i)) for i, e in enumerate(self.entrants)])
         ends = Counter(_BY[game.record.ending] for game in self.tally.counted)
         told = [f"{count} ended by {name}" for name, count in ends.most_common()]
