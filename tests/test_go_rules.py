@@ -228,6 +228,29 @@ def test_a_suicide_of_one_stone_is_a_pass_that_situational_superko_may_forbid():
     assert not passed.legal("a")
 
 
+RING = """
+    O O O O O O O O .
+    O x x x x x O O .
+    x x O O O x O O .
+    x O . O x p x O .
+    x x O O O x O O .
+    O x x x x x O O .
+    O O O O O O O O .
+"""
+
+
+def test_a_suicide_that_joins_a_ring_and_two_more_chains_is_known_as_a_repetition():
+    """Black fills the x while White passes; then p would take everything off. The ring touches p from two sides."""
+    bare = "".join("." if sign.islower() else sign for sign in RING)
+    for ko, legal in (("simple", True), ("positional", False)):
+        picture = Picture(RING, ko=ko, suicide=True)
+        for point in np.flatnonzero(np.array(list("".join(RING.split()))) == "x"):
+            picture.plays(point, 63)
+        assert picture.legal("p") == legal
+        if legal:
+            assert picture.play("p").shows(bare).state.captures == (0, 20)
+
+
 def test_taking_comes_before_suicide():
     """The last stone has no liberty until the others are off."""
     picture = Picture("a O X\nO X .\nX . .")
