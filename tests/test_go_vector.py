@@ -122,11 +122,11 @@ def test_whole_games_of_the_usual_size_are_those_of_single_environments(opponent
 
 @pytest.mark.parametrize("opponent", ["random", "light", uniform])
 def test_threads_change_nothing(opponent):
-    named = {"num_envs": 5, "board_size": 5, "opponent": opponent, "color": "random", "autoreset_mode": "SameStep"}
+    named = {"num_envs": 130, "board_size": 3, "opponent": opponent, "color": "random", "autoreset_mode": "SameStep"}
     one, two = gym.make_vec(ID, **named), gym.make_vec(ID, threads=2, **named)
     rng = np.random.default_rng(1)
     assert_same(one.reset(seed=4), two.reset(seed=4))
-    for _ in range(60):
+    for _ in range(20):
         actions = chosen(one, rng)
         assert_same(one.step(actions), two.step(actions))
 

@@ -31,6 +31,9 @@ from llmgym.envs.go.playout import pick, write_light_mask
 from llmgym.envs.go.rules import GoRules, check_whole
 from llmgym.envs.go.state import GoState
 
+# Handing work to another thread costs about 20 µs: what takes no longer is done at once.
+_MANY_ROWS, _MANY_POINTS = 64, 200_000
+
 
 class GoBatch:
     """N games for self-play: every row its own game, masks and planes for the player to move there.
@@ -132,13 +135,13 @@ class GoBatch:
     def sample(self, rng: np.random.Generator) -> np.ndarray:
         """A uniform legal action of every row, int64 [N]; the pass in finished rows."""
         actions, draws = np.empty(self.num_games, np.int64), rng.bit_generator.random_raw(self.num_games)
-        self._share(_sample, self.masks, draws, actions)
+        self._share(self.masks.size > _MANY_POINTS, _sample, self.masks, draws, actions)
         return actions
 
     def light(self, rng: np.random.Generator) -> np.ndarray:
         """The same among moves that fill no own eye; a pass where there is none."""
         actions, draws = np.empty(self.num_games, np.int64), rng.bit_generator.random_raw(self.num_games)
-        self._share(_light, self._ints, self._longs, draws, actions)
+        self._share(True, _light, self._ints, self._longs, draws, actions)
         return actions
 
     def state(self, row: int) -> GoState:
@@ -176,11 +179,12 @@ class GoBatch:
         return self.planes.reshape(self.num_games, -1, self.rules.points)
 
     def _run(self, function: Any, live: np.ndarray, *arguments: Any) -> None:
-        self._share(function, self._ints, self._longs, self._boards, self._flags, live, *arguments)
+        many = self._pool is not None and bool(np.count_nonzero(live) >= _MANY_ROWS)
+        self._share(many, function, self._ints, self._longs, self._boards, self._flags, live, *arguments)
 
-    def _share(self, function: Any, *arguments: Any) -> None:
-        """Call a kernel on every part of the rows; the first part runs in this thread."""
-        if self._pool is None:
+    def _share(self, many: bool, function: Any, *arguments: Any) -> None:
+        """Call a kernel on every part of the rows, the first part in this thread; on all of them if there are few."""
+        if self._pool is None or not many:
             function(0, self.num_games, *arguments)
             return
         waiting = [self._pool.submit(function, *part, *arguments) for part in self._parts[1:]]
