@@ -14,7 +14,7 @@ from llmgym.envs.go.board import fill_mask, step
 from llmgym.envs.go.layout import ENDED_BY_ILLEGAL, ENDING, LOST, TAKEN, TO_PLAY
 from llmgym.envs.go.planes import DEFAULT_PLANES, check_planes, fill_planes, plane_count, plane_flags
 from llmgym.envs.go.playout import finish, pick_light, pick_random
-from llmgym.envs.go.rules import GoRules
+from llmgym.envs.go.rules import GoRules, check_number
 from llmgym.envs.go.state import GoState
 from llmgym.mdp import MDP
 
@@ -54,8 +54,7 @@ class GoMDP(MDP[GoState, int]):
         self.rules = GoRules(board_size, komi, ko, suicide, max_moves, handicap)
         if reward not in REWARDS:
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
-        if not np.isfinite(capture_reward):
-            raise ValueError(f"capture_reward must be finite, got {capture_reward}")
+        check_number("capture_reward", capture_reward)
         self.reward_kind, self.capture_reward, self.planes = reward, float(capture_reward), check_planes(planes)
         if not self.planes:
             raise ValueError("planes must name at least one kind of plane, got none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 
 BLACK, WHITE = 0, 1  # players; their stones on a board are 1 and 2
 KO_RULES = ("simple", "positional", "situational")
@@ -28,14 +29,18 @@ class GoRules:
     handicap: int = 0  # stones of Black before White moves first
 
     def __post_init__(self):
-        rows, cols = self.board_size if isinstance(self.board_size, tuple | list) else (self.board_size,) * 2
-        for side in (rows, cols):
+        sides = self.board_size if isinstance(self.board_size, tuple | list) else (self.board_size,) * 2
+        if len(sides) != 2:
+            raise ValueError(f"board_size must be a side or (rows, cols), got {self.board_size!r}")
+        for side in sides:
             check_whole("board_size", side, 1, MAX_SIZE)
+        rows, cols = sides
         object.__setattr__(self, "board_size", (int(rows), int(cols)))
-        if isinstance(self.komi, bool) or not math.isfinite(self.komi):
-            raise ValueError(f"komi must be a finite number of points, got {self.komi!r}")
+        check_number("komi", self.komi)
         if self.ko not in KO_RULES:
             raise ValueError(f"ko must be one of {', '.join(KO_RULES)}, got {self.ko!r}")
+        if self.suicide not in (False, True):
+            raise ValueError(f"suicide must be True or False, got {self.suicide!r}")
         if self.max_moves is not None:
             check_whole("max_moves", self.max_moves, 1, MAX_CAP)
         check_whole("handicap", self.handicap, 0, most_handicap(rows, cols))
@@ -98,6 +103,12 @@ def _places(rows: int, cols: int) -> tuple[list[int], int | None]:
 def _line(side: int) -> int:
     """Distance of handicap stones from the edge."""
     return 3 if side >= 13 else 2 if side >= 7 else 1 if side >= 4 else 0
+
+
+def check_number(name: str, value: float) -> None:
+    """A finite number, else a `ValueError` that says so."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 def check_whole(name: str, value: int, low: int, high: int) -> None:
