@@ -36,7 +36,7 @@ class GoRules:
             check_whole("board_size", side, 1, MAX_SIZE)
         rows, cols = sides
         object.__setattr__(self, "board_size", (int(rows), int(cols)))
-        check_number("komi", self.komi)
+        check_number("komi", self.komi, " of points")
         if self.ko not in KO_RULES:
             raise ValueError(f"ko must be one of {', '.join(KO_RULES)}, got {self.ko!r}")
         if self.suicide not in (False, True):
@@ -105,10 +105,10 @@ def _line(side: int) -> int:
     return 3 if side >= 13 else 2 if side >= 7 else 1 if side >= 4 else 0
 
 
-def check_number(name: str, value: float) -> None:
+def check_number(name: str, value: float, unit: str = "") -> None:
     """A finite number, else a `ValueError` that says so."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{unit}, got {value!r}")
 
 
 def check_whole(name: str, value: int, low: int, high: int) -> None:
