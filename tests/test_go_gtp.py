@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llmgym.envs.go.gtp_engine import COMMANDS, GTPEngine
 from llmgym.envs.go.gtp_process import EngineFailed, EngineRefused, GTPProcess
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.opponents import FunctionOpponent, Game, Opponent, OpponentFailed
+from llmgym.envs.go.opponents import FunctionOpponent, Game, GTPOpponent, Opponent, OpponentFailed
 from llmgym.envs.go.rules import GoRules
 from llmgym.envs.go.sgf import load_sgf, read_sgf
 from llmgym.envs.go.vertices import vertex
@@ -260,10 +260,11 @@ def test_a_player_that_resigns_errs_or_fails():
 
 
 def test_a_size_that_the_player_refuses():
-    engine = GTPEngine(Script(), GoRules(9))
+    player = Script()
+    engine = GTPEngine(player, GoRules(9))
     talk(engine, "play b A1")
     assert talk(engine, "boardsize 20") == ["? unacceptable size: too large for me"]
-    assert engine.game.state.rows == 9 and engine.game.state.stones.sum() == 1
+    assert player.closed == 1 and engine.game.state.rows == 9 and engine.game.state.stones.sum() == 1
     with pytest.raises(ValueError, match="too large"):
         GTPEngine(Script(), GoRules(20))
 
@@ -393,3 +394,27 @@ def test_gnu_go_knows_the_same_legal_moves(gnugo, seed):
         legal = {vertex(i, 5, 5) for i in np.flatnonzero(mdp.mask(state))} - {"pass"}
         assert legal == set(gnugo.ask(f"all_legal {colour}").split())
         gnugo.ask(f"play {colour} {talk(engine, f'genmove {colour}')[0][2:]}")
+
+
+def test_an_engine_behind_ours_follows_undo_komi_and_moves_out_of_turn(gnugo):
+    gnugo.close()
+    player = GTPOpponent(GNUGO)
+    engine = GTPEngine(player, GoRules(7))
+    asked = [
+        "play b D4",
+        "genmove w",
+        "undo",
+        "undo",
+        "komi 0.5",
+        "genmove b",
+        "play b A1",
+        "boardsize 20",
+        "genmove w",
+    ]
+    answers = talk(engine, *asked)
+    assert answers[7].startswith("? unacceptable size: the engine 'gnugo' refused 'boardsize 20'")
+    assert all(answer.startswith("=") for answer in answers[:7] + answers[8:])
+    assert sorted(engine.game.state.stones[engine.game.state.stones > 0].tolist()) == [1, 1, 2]
+    assert player._engine is not None and player._engine.ask("get_komi") == "0.5"
+    assert {*player._engine.ask("list_stones b").split()} == {"A1", answers[5][2:]}
+    player.close()

@@ -238,6 +238,7 @@ class GTPEngine:
             self.player.check(game.mdp)
             self.player.start(game)
         except ValueError as error:
+            self.player.close()  # an engine may have done half of what it was asked: it is told all anew
             raise ValueError(f"{refusal}{error}") from None
         self.rules, self._moments = rules, [_Moment(game, ())]
 
