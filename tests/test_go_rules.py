@@ -66,12 +66,11 @@ CAPTURES = {
         "X X X X X\nX . . . X\nX . X . X\nX X . X X",
         (5, 0),
     ),
-    "into the last liberty": ("a O X\nO X .\nX . .", "a", "X . X\n. X .\nX . .", (2, 0)),
-    "by White": (". . .\nX O .\na . .", "-a", ". . .\nX O .\nO . .", (0, 0)),
-    "white takes": ("a . .\nX O .\nO . .", "-a", "O . .\n. O .\nO . .", (0, 1)),
+    "nothing, for a liberty is left": (". . .\nX O .\na . .", "-a", ". . .\nX O .\nO . .", (0, 0)),
+    "by White": ("a . .\nX O .\nO . .", "-a", "O . .\n. O .\nO . .", (0, 1)),
     "all of the board": ("X X X\nX a X\nX X X", "-a", ". . .\n. O .\n. . .", (0, 8)),
     "on one row": (". X O a .", "a", ". X . X .", (1, 0)),
-    "a column": (".\nO\na\n.", "a", ".\nO\nX\n.", (0, 0)),
+    "on one column": (".\nX\nO\na\n.", "a", ".\nX\n.\nX\n.", (1, 0)),
 }
 
 
@@ -105,7 +104,7 @@ def test_a_ko_may_not_be_retaken_at_once(ko, suicide):
     assert picture.state.captures == (1, 1) and picture.state.stones[1, 2] == 0
 
 
-# White throws a second stone into the corner (a), Black takes both (b), White takes that one (c): the first position.
+# White plays a, Black takes both stones by b, and White takes that one, beside a: that is the first position.
 SENDING_TWO = """
     a O b O
     X X O O
