@@ -1,4 +1,4 @@
-"""The engine against others, move by move: OpenSpiel, and the slow reference of these tests."""
+"""The engine against others, move by move: the slow reference of these tests, its own batch form, OpenSpiel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from go_reference import Game
 
+from llmgym.envs.go.batch import GoBatch
 from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.planes import PLANES
 
 RULES = [(ko, suicide) for ko in ("simple", "positional", "situational") for suicide in (False, True)]
 
@@ -79,6 +81,45 @@ def test_games_are_those_of_the_reference(ko, suicide):
             compare_with_reference(size, ko, suicide, seed)
     for size in LARGE:
         compare_with_reference(size, ko, suicide, 0)
+
+
+# Rows of a batch are games of `GoMDP`.
+
+
+@pytest.mark.parametrize(("n", "threads"), [(7, 1), (80, 3)])  # threads share what is much
+@pytest.mark.parametrize(("ko", "suicide"), RULES)
+def test_rows_of_a_batch_are_games(ko, suicide, n, threads):
+    """Illegal actions and new games among them; some rows wait at each step."""
+    mdp = GoMDP((3, 4), komi=1, ko=ko, suicide=suicide, max_moves=40, planes=tuple(PLANES))
+    batch = GoBatch(mdp.rules, n, planes=tuple(PLANES), threads=threads)
+    states, rng = [mdp.initial()] * n, np.random.default_rng(0)
+    for _ in range(90 - n // 2):
+        actions = np.where(rng.random(n) < 0.98, batch.sample(rng), rng.integers(13, size=n))
+        chosen = rng.random(n) < 0.9
+        moving = chosen & ~batch.terminated
+        batch.step(actions, chosen)
+        for row in range(n):
+            before = states[row]
+            states[row] = mdp.transition(before, actions[row]) if moving[row] else before
+            reward = mdp.reward(before, actions[row], states[row]) if moving[row] else 0.0
+            assert batch.rewards[row] == reward
+            check_row(mdp, batch, row, states[row])
+        over = batch.terminated & (rng.random(n) < 0.5)
+        batch.reset(over)
+        states = [mdp.initial() if over[row] else states[row] for row in range(n)]
+
+
+def check_row(mdp, batch, row, state):
+    """All that a batch shows of a row."""
+    assert np.array_equal(batch.masks[row], mdp.mask(state)) and batch.state(row) == state
+    assert np.array_equal(batch.planes[row], mdp.observation(state))
+    counts = (batch.to_play[row], batch.n_moves[row], batch.passes[row], *batch.captures[row])
+    assert counts == (state.to_play, state.n_moves, state.passes, *state.captures)
+    assert batch.terminated[row] == mdp.terminal(state)
+    assert batch.last_actions[row] == (-1 if state.last_action is None else state.last_action)
+    if mdp.terminal(state):
+        assert batch.scores[row] == mdp.score(state)
+        assert (None, "passes", "moves", "illegal")[batch.endings[row]] == state.ending
 
 
 # OpenSpiel: simple ko, no suicide, square boards; it numbers the rows from below, and a repetition ends its games.
