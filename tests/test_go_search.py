@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from llmgym.compiled import kernel
+from llmgym.envs.go.heavy import pattern_table, play_heavy
+from llmgym.envs.go.layout import LAST
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.playout import write_light_mask
 from llmgym.envs.go.rollout_search import RolloutSearch
@@ -82,6 +84,14 @@ def test_a_tree_is_kept_along_the_moves_that_are_played():
     assert second.visits.sum() == 300 + carried > 300
     fresh = RolloutSearch(mdp, options, playouts="static").run(after, 300 + carried)
     np.testing.assert_array_equal(second.visits, fresh.visits)
+    for _ in range(6):  # a whole line of play, each time from a tree that was cut out of the last
+        if not mdp.terminal(after):
+            after = mdp.transition(after, second.action)
+            carried = int(second.visits[second.index]) - 1
+            second = searcher.run(after)
+            assert second.visits.sum() == 300 + carried
+            fresh = RolloutSearch(mdp, options, playouts="static").run(after, 300 + carried)
+            np.testing.assert_array_equal(second.visits, fresh.visits)
     elsewhere = searcher.run(opened(mdp, 9, 6))
     assert elsewhere.visits.sum() == 300
 
@@ -106,3 +116,59 @@ def test_bad_input_is_named():
         RolloutSearch(mdp, SearchOptions(rule="gumbel"))
     with pytest.raises(ValueError, match="simulations"):
         RolloutSearch(mdp).run(mdp.initial(), 0)
+
+
+def test_heavy_playouts_save_take_and_answer():
+    """From one position, many times: what is in atari is saved or taken far more often than by chance."""
+    mdp, rng = GoMDP(9), np.random.default_rng(0)
+    state = mdp.position(
+        """
+        . . . . . . . . .
+        . . . . . . . . .
+        . . . X . . . . .
+        . . X O X . . . .
+        . . . O . . . . .
+        . . . X . . . . .
+        . . . . . . . . .
+        . . . . . . . . .
+        . . . . . . . . .""",
+        to_play=0,
+    )
+    # Black at D5 leaves the white stones one liberty, E5.
+    state = mdp.transition(state, 4 * 9 + 2)
+    answers = np.bincount([heavy_reply(state, rng) for _ in range(300)], minlength=82)
+    assert answers.argmax() == 4 * 9 + 4 and answers.max() > 200
+
+
+@kernel
+def heavy_move(ints, longs, seed, choices):
+    play_heavy(ints, longs, seed, choices)
+
+
+def heavy_reply(state, rng):
+    ints, longs = state.ints.copy(), state.longs.copy()
+    heavy_move(ints, longs, rng.integers(0, 2**64, 1, np.uint64), np.empty(16, np.int64))
+    return int(ints[LAST])
+
+
+def test_heavy_playouts_end_and_know_no_illegal_move():
+    mdp, rng = GoMDP(7), np.random.default_rng(1)
+    for seed in range(20):
+        state = opened(mdp, seed, 5)
+        while not mdp.terminal(state):
+            action = heavy_reply(state, rng)
+            assert mdp.mask(state)[action]
+            state = mdp.transition(state, action)
+        assert state.ending in ("passes", "moves")
+
+
+def test_the_pattern_table_is_the_same_for_both_colours_and_all_symmetries():
+    table = pattern_table()
+    assert 0.05 < table.mean() < 0.5
+    for code in np.random.default_rng(0).integers(0, 1 << 16, 300):
+        cells = [(code >> (2 * k)) & 3 for k in range(8)]
+        swapped = [(0, 2, 1, 3)[c] for c in cells]
+        square = np.array([*cells[:4], -1, *cells[4:]]).reshape(3, 3)
+        turned = np.rot90(square).ravel()
+        for other in (swapped, [c for c in turned if c >= 0]):
+            assert table[code] == table[sum(int(c) << (2 * k) for k, c in enumerate(other))]

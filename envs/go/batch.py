@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from llmgym.compiled import inlined, kernel
 from llmgym.envs.go import position
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.board import at, keep_board, move, write_mask
-from llmgym.envs.go.compiled import inlined, kernel
 from llmgym.envs.go.layout import (
     CAPTURES,
     COLS,

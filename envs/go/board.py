@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmgym.envs.go.compiled import inlined, kernel
+from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.layout import (
     BARRED,
     BLACK_STONE,
@@ -103,6 +103,13 @@ def in_atari(longs, head):
     packed = at(longs, LIBERTIES + head)
     total = (packed >> 12) & _SUM
     return (packed & _COUNT) * (packed >> _SQUARES) == total * total
+
+
+@inlined
+def only_liberty(longs, head):
+    """The liberty of a chain in atari, a cell."""
+    packed = at(longs, LIBERTIES + head)
+    return ((packed >> 12) & _SUM) // (packed & _COUNT)
 
 
 @inlined

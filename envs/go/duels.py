@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from llmgym.compiled import kernel
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.batch import GoBatch
-from llmgym.envs.go.compiled import kernel
 from llmgym.envs.go.layout import ENDING
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game

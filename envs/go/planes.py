@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.board import action_of, cell_of, colour_at, head_at, may_play, neighbour
-from llmgym.envs.go.compiled import inlined, kernel
 from llmgym.envs.go.layout import (
     BARRED,
     CELLS,

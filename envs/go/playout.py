@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.board import action_of, advance, at, colour_at, keep_board, may_play, write_mask
-from llmgym.envs.go.compiled import inlined, kernel
 from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, ENDING, ROWS, SIZE, STRIDE, TO_PLAY
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.board import advance, at, cell_of, write_mask
+from llmgym.envs.go.heavy import play_heavy
 from llmgym.envs.go.layout import COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY
 from llmgym.envs.go.playout import play_light, spare_eyes
 from llmgym.search.tree import NO_CHILD, RAVE, ROOT, add_edge, add_node, back_up, choose
@@ -118,7 +119,7 @@ def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, see
     points = at(root_ints, ROWS) * at(root_ints, COLS)
     ints, longs = np.empty_like(root_ints), np.empty_like(root_longs)
     mask, area, policy = np.empty(points + 1, np.bool_), np.empty(points, np.uint8), np.empty(points + 1)
-    came, start = np.empty((2, points), np.int32), at(root_ints, MOVES)
+    came, choices, start = np.empty((2, points), np.int32), np.empty(16, np.int64), at(root_ints, MOVES)
     for _ in range(simulations + (counts[0] == 0)):  # a new root is valued too, as every node is
         ints[:], longs[:], came[:] = root_ints, root_longs, 0
         if counts[0] == 0:
@@ -127,7 +128,10 @@ def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, see
             node = walk(nodes, edges, counts, ints, longs, komi, numbers, start, came, mask, area, policy)
         mover, depth = at(ints, TO_PLAY), at(ints, MOVES) - start
         while kind != STATIC and at(ints, ENDING) == 0:
-            play_light(ints, longs, seed)
+            if kind == HEAVY:
+                play_heavy(ints, longs, seed, choices)
+            else:
+                play_light(ints, longs, seed)
             note(ints, came, start)
         outcome = result(ints, area, komi)
         if nodes[node].exact != nodes[node].exact:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llmgym.compiled import kernel
 from llmgym.envs.go.board import at, keep_board, move, write_mask
-from llmgym.envs.go.compiled import kernel
 from llmgym.envs.go.layout import ENDING, LOST, MOVES, TAKEN, TO_PLAY
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.planes import plane_count, plane_flags, write_planes

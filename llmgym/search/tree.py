@@ -337,34 +337,34 @@ def revisit(nodes, edges, trees, leaf_nodes, numbers):
 
 @kernel
 def reroot(nodes, edges, counts, root_edge, moved):
-    """Keep only what lies below an edge of the root, in place: one tree, [M], [E], int32 [2].
+    """Keep only what lies below an edge of the root: one tree, [M], [E], int32 [2].
 
     Args:
         moved: filled with the new number of every old node, -1 for those that are gone; int64 [M].
     """
-    kept = kept_edges = 0
+    old_edges, kept, kept_edges = edges[: counts[1]].copy(), 0, 0
     for node in range(counts[0]):  # children have larger numbers than their parents
         edge = nodes[node].edge
         moved[node] = -1
-        if edge == root_edge or (edge >= 0 and moved[edges[edge].node] > ROOT - 1 and edges[edge].node != ROOT):
+        if edge == root_edge or (edge >= 0 and moved[old_edges[edge].node] >= 0):
             moved[node] = kept
             kept += 1
     for node in range(counts[0]):
         if moved[node] >= 0:
-            kept_edges = _move(nodes, edges, node, moved, kept_edges)
+            kept_edges = _move(nodes, edges, old_edges, node, moved, kept_edges)
     if kept > 0:
         nodes[ROOT].edge = -1
     counts[0], counts[1] = kept, kept_edges
 
 
 @inlined
-def _move(nodes, edges, node, moved, first):
-    """Copy a node and its edges down to their new places, which lie before the old ones."""
+def _move(nodes, edges, old_edges, node, moved, first):
+    """Copy a node and its edges to their new places; that of a node lies before the old one, or is the same."""
     old, new = nodes[node].first, moved[node]
     nodes[new] = nodes[node]
     nodes[new].first = first
     for k in range(nodes[new].degree):
-        edges[first + k] = edges[old + k]
+        edges[first + k] = old_edges[old + k]
         edges[first + k].node = new
         child = edges[first + k].child
         if child >= 0:

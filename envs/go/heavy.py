@@ -1,0 +1,190 @@
+"""Heavy playouts: save what is in atari, take what can be taken, answer locally by 3x3 patterns, else play anywhere.
+
+After MoGo (Gelly, Wang, Munos & Teytaud 2006), with self-atari of more than one stone avoided.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from llmgym.compiled import inlined
+from llmgym.envs.go.board import (
+    action_of,
+    advance,
+    at,
+    cell_of,
+    colour_at,
+    head_at,
+    in_atari,
+    may_play,
+    neighbour,
+    only_liberty,
+)
+from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, EMPTY, LAST, ROWS, SIZE, STRIDE, TO_PLAY
+from llmgym.envs.go.playout import fills_eye, next_random
+
+# Of an empty point, seen by X or by O, turned and mirrored: X, O, . empty, # edge, ? whatever, x not X, o not O.
+PATTERNS = (
+    "XOX .. ???",  # hane
+    "XO. .. ?.?",
+    "XO? X. x.?",
+    "XOO .. ?.?",
+    "XO? Oo ?o?",  # cuts
+    "?X? OO ooo",
+    "X.? O? ###",  # at the side
+    "OX? XO ###",
+    "?X? xO ###",
+    "?XO xx ###",
+)
+_MEANS = {"X": "X", "O": "O", ".": ".", "#": "#", "?": "XO.#", "x": "O.", "o": "X."}
+_CODES = {".": 0, "X": 1, "O": 2, "#": 3}
+
+
+def pattern_table() -> np.ndarray:
+    """For the colours of the eight neighbours, row by row and two bits each, whether one of `PATTERNS` is there."""
+    table = np.zeros(1 << 16, np.bool_)
+    for drawn in PATTERNS:
+        cells = drawn.replace(" ", "")
+        square = np.array([*cells[:4], "c", *cells[4:]]).reshape(3, 3)
+        for turned in (np.rot90(mirrored, k) for mirrored in (square, square.T) for k in range(4)):
+            around = [cell for cell in turned.ravel() if cell != "c"]
+            for colours in product(*(_MEANS[cell] for cell in around)):
+                codes = [_CODES[c] for c in colours]
+                for swap in (codes, [(0, 2, 1, 3)[code] for code in codes]):
+                    table[sum(code << (2 * k) for k, code in enumerate(swap))] = True
+    return table
+
+
+_TABLE = pattern_table()
+_SKIPPED = 26  # of 256: how often the local rules are skipped, so that no playout is bound to repeat their mistakes
+
+
+@inlined
+def matches(ints, cell):
+    """Whether a pattern is there."""
+    stride, code, k = at(ints, STRIDE), np.int64(0), 0
+    for row in range(-1, 2):
+        for col in range(-1, 2):
+            if row != 0 or col != 0:
+                near = cell + row * stride + col
+                colour = BORDER if near < 0 or near >= at(ints, SIZE) else colour_at(ints, near)
+                code |= colour << (2 * k)
+                k += 1
+    return _TABLE[code]
+
+
+@inlined
+def liberties_after(ints, longs, cell):
+    """Liberties of the chain of a stone on this cell of the player to move, counting no further than 2."""
+    stride, size, own, one = at(ints, STRIDE), at(ints, SIZE), 1 + at(ints, TO_PLAY), np.int64(0)
+    for k in range(4):
+        q = neighbour(cell, stride, k)
+        colour = colour_at(ints, q)
+        if colour == EMPTY or (colour == 3 - own and in_atari(longs, head_at(ints, q))):
+            if one != 0 and one != q:
+                return 2
+            one = q
+        elif colour == own:
+            stone = q
+            for _ in range(at(ints, CELLS + 3 * size + head_at(ints, q))):
+                for j in range(4):
+                    r = neighbour(stone, stride, j)
+                    if colour_at(ints, r) == EMPTY and r != cell and r != one:
+                        if one != 0:
+                            return 2
+                        one = r
+                stone = at(ints, CELLS + 2 * size + stone)
+    return np.int64(one > 0)
+
+
+@inlined
+def is_sensible(ints, longs, cell):
+    """Legal, no own eye, and no self-atari of more than one stone."""
+    if fills_eye(ints, cell) or not may_play(ints, longs, cell):
+        return False
+    near = at(ints, CELLS + cell)
+    own = (near >> (5 + 3 * at(ints, TO_PLAY))) & 7
+    return (near >> 2) & 7 > 1 or own == 0 or liberties_after(ints, longs, cell) > 1
+
+
+@inlined
+def _add(ints, longs, choices, n, cell, sensible):
+    """One more choice, if it may be played; returns how many there are."""
+    if n < choices.shape[0] and (is_sensible(ints, longs, cell) if sensible else may_play(ints, longs, cell)):
+        choices[n] = cell
+        return n + 1
+    return n
+
+
+@inlined
+def _rescues(ints, longs, last, choices):
+    """What saves own chains that the last stone has put in atari: taking stones around them, or running away."""
+    stride, size, own, n = at(ints, STRIDE), at(ints, SIZE), 1 + at(ints, TO_PLAY), 0
+    for k in range(4):
+        q = neighbour(last, stride, k)
+        if colour_at(ints, q) != own or not in_atari(longs, head_at(ints, q)):
+            continue
+        escape = only_liberty(longs, head_at(ints, q))
+        if liberties_after(ints, longs, escape) > 1:
+            n = _add(ints, longs, choices, n, escape, False)
+        stone = q
+        for _ in range(at(ints, CELLS + 3 * size + head_at(ints, q))):
+            for j in range(4):
+                r = neighbour(stone, stride, j)
+                if colour_at(ints, r) == 3 - own and in_atari(longs, head_at(ints, r)):
+                    n = _add(ints, longs, choices, n, only_liberty(longs, head_at(ints, r)), False)
+            stone = at(ints, CELLS + 2 * size + stone)
+    return n
+
+
+@inlined
+def _patterns(ints, longs, last, choices):
+    """Sensible points around the last stone where a pattern is."""
+    n = 0
+    for row in range(-1, 2):
+        for col in range(-1, 2):
+            cell = last + row * at(ints, STRIDE) + col
+            if 0 <= cell < at(ints, SIZE) and colour_at(ints, cell) == EMPTY and matches(ints, cell):
+                n = _add(ints, longs, choices, n, cell, True)
+    return n
+
+
+@inlined
+def _answers(ints, longs, last, choices):
+    """Answers to the last move, the most urgent kind that there is."""
+    n = _rescues(ints, longs, last, choices)
+    if n == 0 and colour_at(ints, last) != EMPTY and in_atari(longs, head_at(ints, last)):
+        n = _add(ints, longs, choices, n, only_liberty(longs, head_at(ints, last)), False)
+    return n if n > 0 else _patterns(ints, longs, last, choices)
+
+
+@inlined
+def _anywhere(ints, longs, seed):
+    """A sensible cell, uniform; 0 if there is none."""
+    listed, where = CELLS + 4 * at(ints, SIZE), CELLS + 5 * at(ints, SIZE)
+    left = at(ints, EMPTIES)
+    while left > 0:
+        place = (next_random(seed) * left) >> 32
+        cell = at(ints, listed + place)
+        if is_sensible(ints, longs, cell):
+            return cell
+        left -= 1
+        other = at(ints, listed + left)
+        ints[np.uintp(listed + place)], ints[np.uintp(listed + left)] = other, cell
+        ints[np.uintp(where + other)], ints[np.uintp(where + cell)] = place, left
+    return np.int64(0)
+
+
+@inlined
+def play_heavy(ints, longs, seed, choices):
+    """One heavy move, in place; `choices` is int64 [n] to work in."""
+    last, cell, points = at(ints, LAST), np.int64(0), at(ints, ROWS) * at(ints, COLS)
+    if 0 <= last < points and next_random(seed) & 255 >= _SKIPPED:
+        n = _answers(ints, longs, cell_of(ints, last), choices)
+        if n > 0:
+            cell = choices[(next_random(seed) * n) >> 32]
+    if cell == 0:
+        cell = _anywhere(ints, longs, seed)
+    advance(ints, longs, action_of(ints, cell) if cell else points, cell)
