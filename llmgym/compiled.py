@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import config, njit
 
 _CORE = Path(__file__).parent / "search"  # whose inlined functions kernels elsewhere call
 
@@ -40,3 +41,30 @@ def _forget_stale_kernels(folder: Path) -> None:
         index.unlink(missing_ok=True)
     kept.mkdir(exist_ok=True)
     file.write_text(stamp)
+
+
+def shared(function: Callable) -> Any:
+    """A kernel whose `prange` loops run on numba's threads, which begin within microseconds: for a moment they wait
+    busily, where waking one of Python's takes some fifty. See `check_threads`."""
+    return njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
+
+
+def check_threads(threads: int) -> int:
+    """The number of threads, if kernels can share them.
+
+    Raises:
+        ValueError: several, without a threading layer that is safe to call from several threads.
+    """
+    safe = config.THREADING_LAYER != "workqueue" and (_has("omppool") or _has("tbbpool"))
+    if threads > 1 and not safe:
+        raise ValueError(
+            f"threads = {threads} needs OpenMP or TBB for numba: install libgomp1 (Debian) or pip install tbb"
+        )
+    return threads
+
+
+def _has(layer: str) -> bool:
+    with suppress(ImportError):
+        import_module(f"numba.np.ufunc.{layer}")
+        return True
+    return False

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from llmgym.compiled import inlined, kernel
+from llmgym.compiled import check_threads
 from llmgym.envs.go import position
-from llmgym.envs.go.area import margin, write_area
-from llmgym.envs.go.board import at, keep_board, move, write_mask
-from llmgym.envs.go.layout import (
-    CAPTURES,
-    COLS,
-    ENDED_BY_ILLEGAL,
-    ENDING,
-    LAST,
-    LOST,
-    MOVES,
-    PASSES,
-    ROWS,
-    TAKEN,
-    TO_PLAY,
-)
-from llmgym.envs.go.planes import boards_needed, check_planes, plane_count, plane_flags, write_planes
-from llmgym.envs.go.playout import pick, write_light_mask
+from llmgym.envs.go.layout import CAPTURES, ENDING, LAST, MOVES, PASSES, TO_PLAY
+from llmgym.envs.go.planes import boards_needed, check_planes, plane_count, plane_flags
+from llmgym.envs.go.rows import LIGHT, REFRESH, SAMPLE, STEP, Kernels
 from llmgym.envs.go.rules import GoRules, check_whole
 from llmgym.envs.go.state import GoState
 
-# Handing work to another thread costs about 20 µs: what takes no longer is done at once.
-_MANY_ROWS, _MANY_POINTS = 64, 200_000
+_FEW_ROWS = 64  # are done before another thread has begun
 
 
 class GoBatch:
@@ -44,7 +27,8 @@ class GoBatch:
         rules: of every game.
         num_games: N.
         planes: names of `llmgym.envs.go.planes`; none are computed by default.
-        threads: of the compiled code; the rows are shared out among them.
+        threads: of numba that the rows are shared out among. Not in a process forked from one that used them: OpenMP
+            ends such a process.
 
     Attributes:
         masks: legal actions, bool [N, points + 1]; none in a finished row.
@@ -57,6 +41,7 @@ class GoBatch:
     def __init__(self, rules: GoRules, num_games: int, planes: Sequence[str] = (), threads: int = 1):
         check_whole("num_games", num_games, 1, 2**31)
         check_whole("threads", threads, 1, 1024)
+        self.threads = check_threads(threads)
         self.rules, self.num_games, self.plane_names = rules, num_games, check_planes(planes)
         self._flags, n_planes = plane_flags(planes), plane_count(planes)
         first = position.with_handicap(rules, depth=boards_needed(planes))
@@ -65,9 +50,6 @@ class GoBatch:
         self.masks = np.zeros((n, rules.points + 1), np.bool_)
         self.planes = np.zeros((n, n_planes, rules.rows, rules.cols), np.int8)
         self.rewards, self.scores, self.captured = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
-        bounds = np.linspace(0, n, min(threads, n) + 1).astype(np.int64)
-        self._parts = [(int(a), int(b)) for a, b in pairwise(bounds)]
-        self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
         self.reset()
 
     # Columns of the header, copied: int16 [N], and int16 [N, 2] of `captures`.
@@ -114,7 +96,7 @@ class GoBatch:
                 array[:] = first
             else:
                 array[rows] = first
-        self._run(_refresh, self._all() if rows is None else np.asarray(rows, bool), self.masks, self._planes())
+        self._run(REFRESH, self._all() if rows is None else np.asarray(rows, bool), self.masks, self._planes())
 
     def step(self, actions: np.ndarray, rows: np.ndarray | None = None) -> None:
         """Play an action in every row, or in those of a bool mask [N]; an illegal one loses the game.
@@ -130,18 +112,18 @@ class GoBatch:
             raise ValueError(f"actions must be {self.num_games} whole numbers, got shape {actions.shape}")
         live = self._all() if rows is None else np.ascontiguousarray(rows, np.bool_)
         outputs = (self.masks, self._planes(), self.rewards, self.scores, self.captured)
-        self._run(_step, live, float(self.rules.komi), actions, *outputs)
+        self._run(STEP, live, float(self.rules.komi), actions, *outputs)
 
     def sample(self, rng: np.random.Generator) -> np.ndarray:
         """A uniform legal action of every row, int64 [N]; the pass in finished rows."""
         actions, draws = np.empty(self.num_games, np.int64), rng.bit_generator.random_raw(self.num_games)
-        self._share(self.masks.size > _MANY_POINTS, _sample, self.masks, draws, actions)
+        self._share(SAMPLE, self.num_games < _FEW_ROWS, self.masks, draws, actions)
         return actions
 
     def light(self, rng: np.random.Generator) -> np.ndarray:
         """The same among moves that fill no own eye; a pass where there is none."""
         actions, draws = np.empty(self.num_games, np.int64), rng.bit_generator.random_raw(self.num_games)
-        self._share(True, _light, self._ints, self._longs, draws, actions)
+        self._share(LIGHT, self.num_games < _FEW_ROWS, self._ints, self._longs, draws, actions)
         return actions
 
     def state(self, row: int) -> GoState:
@@ -163,14 +145,7 @@ class GoBatch:
             ages = np.arange(depth)
             self._boards[row, (state.n_moves - ages) % depth] = state.boards[(state.n_moves - ages) % len(state.boards)]
         chosen = np.arange(self.num_games) == row
-        self._run(_refresh, chosen, self.masks, self._planes())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._pool = ThreadPoolExecutor(len(self._parts) - 1) if len(self._parts) > 1 else None
+        self._run(REFRESH, chosen, self.masks, self._planes())
 
     def _all(self) -> np.ndarray:
         return np.ones(self.num_games, np.bool_)
@@ -178,70 +153,14 @@ class GoBatch:
     def _planes(self) -> np.ndarray:
         return self.planes.reshape(self.num_games, -1, self.rules.points)
 
-    def _run(self, function: Any, live: np.ndarray, *arguments: Any) -> None:
-        many = self._pool is not None and bool(np.count_nonzero(live) >= _MANY_ROWS)
-        self._share(many, function, self._ints, self._longs, self._boards, self._flags, live, *arguments)
+    def _run(self, kernels: Kernels, live: np.ndarray, *arguments: Any) -> None:
+        few = np.count_nonzero(live) < _FEW_ROWS
+        self._share(kernels, few, self._ints, self._longs, self._boards, self._flags, live, *arguments)
 
-    def _share(self, many: bool, function: Any, *arguments: Any) -> None:
-        """Call a kernel on every part of the rows, the first part in this thread; on all of them if there are few."""
-        if self._pool is None or not many:
-            function(0, self.num_games, *arguments)
-            return
-        waiting = [self._pool.submit(function, *part, *arguments) for part in self._parts[1:]]
-        function(*self._parts[0], *arguments)
-        for future in waiting:
-            future.result()
-
-
-@inlined
-def _result(ints, komi):
-    """Black's points ahead, and the reward of who moved last, in a finished game."""
-    area = np.empty(at(ints, ROWS) * at(ints, COLS), np.uint8)
-    write_area(ints, area)
-    score = margin(area) - komi
-    if at(ints, ENDING) == ENDED_BY_ILLEGAL:
-        return score, -1.0
-    sign = 1.0 if at(ints, TO_PLAY) == 1 else -1.0  # Black has moved last if White is to play
-    return score, sign * np.sign(score)
-
-
-@kernel
-def _refresh(start, stop, ints, longs, boards, flags, live, masks, planes):
-    for i in range(start, stop):
-        if live[i]:
-            write_mask(ints[i], longs[i], masks[i])
-            if planes.shape[1] > 0:
-                write_planes(ints[i], longs[i], boards[i], flags, planes[i])
-
-
-@kernel
-def _step(start, stop, ints, longs, boards, flags, live, komi, actions, masks, planes, rewards, scores, captured):
-    for i in range(start, stop):
-        rewards[i] = captured[i] = 0
-        row, past = ints[i], longs[i]
-        if not live[i] or at(row, ENDING) > 0:
-            continue
-        move(row, past, actions[i])
-        captured[i] = at(row, TAKEN) - at(row, LOST)
-        if at(row, ENDING) > 0:
-            scores[i], rewards[i] = _result(row, komi)
-        write_mask(row, past, masks[i])
-        # Views cost as much as half a mask: none are made of what is not asked for.
-        if boards.shape[1] > 0:
-            keep_board(row, boards[i])
-        if planes.shape[1] > 0:
-            write_planes(row, past, boards[i], flags, planes[i])
-
-
-@kernel
-def _sample(start, stop, masks, draws, actions):
-    for i in range(start, stop):
-        actions[i] = pick(masks[i], draws[i] >> np.uint64(32))
-
-
-@kernel
-def _light(start, stop, ints, longs, draws, actions):
-    mask = np.empty(np.int64(ints[0, ROWS]) * ints[0, COLS] + 1, np.bool_)
-    for i in range(start, stop):
-        write_light_mask(ints[i], longs[i], mask)
-        actions[i] = pick(mask, draws[i] >> np.uint64(32))
+    def _share(self, kernels: Kernels, few: bool, *arguments: Any) -> None:
+        """Call a kernel on all rows, or where there is enough to do on parts of them in threads."""
+        alone, in_parts = kernels
+        if self.threads == 1 or few:
+            alone(0, self.num_games, *arguments)
+        else:
+            in_parts(self.threads, self.num_games, *arguments)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import prange
 
-from llmgym.compiled import kernel
+from llmgym.compiled import kernel, shared
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.batch import GoBatch
 from llmgym.envs.go.layout import ENDING
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game
+from llmgym.envs.go.rows import Kernels
 from llmgym.envs.go.turn import NO_ACTION, NOBODY, turn
 
 
@@ -70,7 +72,7 @@ class Duels(GoBatch):
         replies = np.broadcast_to(np.asarray(replies, np.int64), (n,)).copy()
         draws = np.zeros(n, np.int64) if draws is None else draws
         told = (actions, replies, draws, self.viewers, float(self.rules.komi))
-        self._run(_turns, rows, *told, self._moves, self.masks, self._planes(), self.scores, self.won)
+        self._run(TURNS, rows, *told, self._moves, self.masks, self._planes(), self.scores, self.won)
 
     def game(self, row: int) -> Game:
         """What an opponent is told."""
@@ -112,3 +114,12 @@ def _turns(start, stop, ints, longs, boards, flags, live, actions, replies, draw
             if ints[i, ENDING] > 0:
                 write_area(ints[i], area)
                 scores[i] = margin(area) - komi
+
+
+@shared
+def _turns_in_parts(parts, n, *arguments):
+    for part in prange(parts):
+        _turns(part * n // parts, (part + 1) * n // parts, *arguments)
+
+
+TURNS = Kernels(_turns, _turns_in_parts)
