@@ -167,7 +167,7 @@ class raw_env(AECEnv):
 
 
 def colour_plane(player: int, rows: int, cols: int) -> np.ndarray:
-    """Ones for Black; for White a chessboard that begins at each corner; bool [rows, cols].
+    """Ones for Black; for White a chessboard whose corners are 0; bool [rows, cols].
 
     Not zeros for White: an observation of zeros (White's, after a pass on the empty board) is what PettingZoo's checks
     and many a user's take for a fault. This pattern is the same under the eight symmetries of the board.
@@ -175,9 +175,9 @@ def colour_plane(player: int, rows: int, cols: int) -> np.ndarray:
     if player == BLACK:
         return np.ones((rows, cols), np.bool_)
     row, col = np.minimum(np.arange(rows), np.arange(rows)[::-1]), np.minimum(np.arange(cols), np.arange(cols)[::-1])
-    plane = (row[:, None] + col) % 2 == 0
-    if plane.all():  # no more than 2x2: there no pattern is both symmetric and different from Black's
-        plane.flat[1:] = False
+    plane = (row[:, None] + col) % 2 == 1
+    if not plane.any():  # no more than 2x2: there no pattern is both symmetric and different from Black's
+        plane.flat[0] = True
     return plane
 
 

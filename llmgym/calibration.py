@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from llmgym.evaluation import wilson
+from llmgym.intervals import wilson
 
 _BLUE, _GREY = "#4269d0", "#6b7280"
 

@@ -55,7 +55,8 @@ def check_threads(threads: int) -> int:
     Raises:
         ValueError: several, without a threading layer that is safe to call from several threads.
     """
-    safe = config.THREADING_LAYER != "workqueue" and (_has("omppool") or _has("tbbpool"))
+    asked = config.THREADING_LAYER  # type: ignore[attr-defined]
+    safe = asked != "workqueue" and (_has("omppool") or _has("tbbpool"))
     if threads > 1 and not safe:
         raise ValueError(
             f"threads = {threads} needs OpenMP or TBB for numba: install libgomp1 (Debian) or pip install tbb"

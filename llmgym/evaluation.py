@@ -12,11 +12,11 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from llmgym.batch import Batch
+from llmgym.intervals import wilson
 from llmgym.rollout import rollout
 from llmgym.tasks import Problem, Split
 from llmgym.text import EOS, TextMDP
 
-Z95 = 1.959963984540054  # standard normal quantile of 97.5 %
 Progress = Callable[[int], None]
 
 
@@ -194,16 +194,6 @@ def draw_problems(env: Any, count: int, *, split: Split = "test", seed: int = 0)
     for problem in found:
         mdp.start(problem)  # refuses what is too long before anything is sampled
     return list(found)
-
-
-def wilson(successes: float, total: int) -> tuple[float, float]:
-    """95 % score interval of a share of independent successes (Wilson 1927); (0, 1) without an observation."""
-    if total == 0:
-        return 0.0, 1.0
-    share, z2 = successes / total, Z95**2 / total
-    centre = (share + z2 / 2) / (1 + z2)
-    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def mdp_of(env: Any) -> TextMDP:

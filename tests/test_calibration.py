@@ -19,7 +19,7 @@ from llmgym.calibration import (
     reliability_table,
     score_pairs,
 )
-from llmgym.evaluation import wilson
+from llmgym.intervals import wilson
 
 P = [0.1, 0.2, 0.45, 0.8, 0.9, 1.0]
 Y = [0, 1, 0, 1, 1, 1]

@@ -9,7 +9,8 @@ from toys import EOS, EQUALS, A, B, C, Failing, V, Words, no_repeat
 
 from llmgym.baselines import RandomPolicy
 from llmgym.counters import Counters
-from llmgym.evaluation import Completion, Score, complete, draw_problems, evaluate, wilson
+from llmgym.evaluation import Completion, Score, complete, draw_problems, evaluate
+from llmgym.intervals import wilson
 from llmgym.policy import Action
 from llmgym.tasks import Problem
 from llmgym.text import TextMDP

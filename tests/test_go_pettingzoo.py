@@ -169,6 +169,7 @@ def test_the_last_plane_tells_the_colours_apart_and_has_the_symmetries_of_the_bo
     assert black.all() and white.any()
     assert (black != white).any() or shape == (1, 1)
     if max(shape) > 2:
+        assert not white[0, 0]
         for same in (white[::-1], white[:, ::-1], colour_plane(1, *shape[::-1]).T):
             np.testing.assert_array_equal(same, white)
 

@@ -10,9 +10,10 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 import llmgym
-from llmgym.envs.go.board_text import board_text, chains_of
+from llmgym.envs.go.chains import chains_of
 from llmgym.envs.go.opponents import Game, Opponent, OpponentFailed
 from llmgym.envs.go.record import GameRecord, Move, result_of
+from llmgym.envs.go.render import render_state
 from llmgym.envs.go.replay import advance, begin, mdp_of, new_game, record_of, turned
 from llmgym.envs.go.rules import MAX_CAP, MAX_SIZE, GoRules, handicap_points, most_handicap
 from llmgym.envs.go.sgf import load_sgf, save_sgf, write_sgf
@@ -167,9 +168,7 @@ class GTPEngine:
         return ""
 
     def _showboard(self) -> str:
-        state = self.game.state
-        taken = "Black has taken {} stones, White {}".format(*state.captures)
-        return f"\n{board_text(state.stones)}\n{taken}, {'Black' if state.to_play == 0 else 'White'} is to move"
+        return f"\n{render_state(self.game.state, 'ansi')}"
 
     # The game.
 

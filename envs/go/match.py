@@ -14,6 +14,7 @@ from llmgym.envs.go.opponents import Game, Opponent, OpponentFailed
 from llmgym.envs.go.record import RESIGN, VOID, GameRecord, result_of, won_by
 from llmgym.envs.go.replay import PLAYERS, advance, new_game, record_of, replay
 from llmgym.envs.go.rules import ILLEGAL
+from llmgym.intervals import wilson
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,6 @@ class Tally:
         Draws make the true interval narrower. The two games of an opening are paired: where openings favour a colour,
         pairs vary less than independent games, and this interval is too wide rather than too narrow.
         """
-        from llmgym.evaluation import wilson  # loads torch, which playing does not need
-
         return wilson(self.points(entrant), len(self.counted))
 
     def seconds(self, entrant: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class GoMDP(MDP[GoState, int]):
     def transition(self, state: GoState, action: int) -> GoState:
         """The next position; an illegal action ends the game, and its player loses."""
         ints, longs, boards = state.ints.copy(), state.longs.copy(), state.boards.copy()
-        step(ints, longs, boards, int(action))
+        step(ints, longs, boards, index(action))
         return GoState(ints, longs, boards)
 
     def reward(self, state: GoState, action: int, next_state: GoState) -> float:

@@ -37,7 +37,7 @@ Evaluate = Callable[[list[Any]], list[Proposal]]
 class Result:
     """What a search has found at one root; arrays are [K]."""
 
-    actions: list[Any]  # the candidates
+    actions: Sequence[Any]  # the candidates
     visits: np.ndarray  # of each, int64
     values: np.ndarray  # mean or proven return of each, NaN where there was no visit
     priors: np.ndarray  # with noise, if there was any
@@ -190,9 +190,8 @@ class Search(Generic[State]):
         priors, value, proven = forest.root_priors(tree).copy(), *forest.root_value(tree)
         if options.rule == "gumbel":
             policy = forest.improved_policy(tree)
-            scores = np.where(
-                visits == visits.max(), self.gumbels[tree, : len(visits)] + np.log(np.maximum(policy, 1e-300)), -np.inf
-            )
+            gumbels = self.gumbels[tree, : len(visits)]
+            scores = np.where(visits == visits.max(), gumbels + np.log(np.maximum(policy, 1e-300)), -np.inf)
         else:
             policy, scores = visits / visits.sum(), visits + 1e-9 * np.nan_to_num(values) / (1 + np.abs(value))
         if proven:

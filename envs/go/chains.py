@@ -1,20 +1,8 @@
-"""A board in plain characters, and its chains, for protocols that know only text."""
+"""The chains of a board, for protocols that list them."""
 
 from __future__ import annotations
 
 import numpy as np
-
-from llmgym.envs.go.vertices import LETTERS
-
-STONES = ".XO"  # empty, Black, White
-
-
-def board_text(stones: np.ndarray) -> str:
-    """A board with its coordinates; stones int [rows, cols], 0 empty, 1 Black, 2 White."""
-    rows, cols = stones.shape
-    letters = "   " + " ".join(LETTERS[:cols])
-    lines = [f"{rows - row:2} {' '.join(STONES[stone] for stone in stones[row])} {rows - row}" for row in range(rows)]
-    return "\n".join([letters, *lines, letters])
 
 
 def chains_of(stones: np.ndarray) -> list[list[int]]:
