@@ -4,6 +4,7 @@ It is given, for each new node, K candidate actions with priors and a value, and
 """
 
 from llmgym.search.options import SearchOptions
-from llmgym.search.search import Proposal, Result, Search, SearchError
+from llmgym.search.proposals import Proposal, Proposals, SearchError
+from llmgym.search.search import Result, Search
 
-__all__ = ["Proposal", "Result", "Search", "SearchError", "SearchOptions"]
+__all__ = ["Proposal", "Proposals", "Result", "Search", "SearchError", "SearchOptions"]

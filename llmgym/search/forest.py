@@ -9,6 +9,7 @@ import numpy as np
 
 from llmgym.search import tree as kernels
 from llmgym.search.options import RULES, SearchOptions
+from llmgym.search.proposals import Proposals
 from llmgym.search.tree import EDGE, NODE, ROOT
 
 
@@ -68,22 +69,16 @@ class Forest:
             yield self.states[tree][node], self.actions[tree][node][edge - first]
 
     def grow(
-        self, trees: np.ndarray, edges: np.ndarray, states: list[Any], proposals: Sequence[Any], rewards: np.ndarray
+        self, trees: np.ndarray, edges: np.ndarray, states: list[Any], proposals: Proposals, rewards: np.ndarray
     ) -> None:
-        """Nodes at the ends of edges (-1: roots), backed up; a proposal of None is a terminal state."""
-        degrees = np.array([0 if p is None else len(p.actions) for p in proposals])
+        """Nodes at the ends of edges (-1: roots), backed up; without candidates a state is terminal."""
+        degrees = proposals.degrees
         self.width = max(self.width, int(degrees.max()))
         self._make_room(trees)
-        priors = np.zeros((len(trees), self.width))
-        for row, proposal in enumerate(proposals):
-            if proposal is not None:
-                priors[row, : degrees[row]] = proposal.priors
-        values = np.array([0.0 if p is None else p.value for p in proposals])
-        completes = np.array([p is not None and p.complete for p in proposals])
-        for tree, state, proposal in zip(trees.tolist(), states, proposals, strict=True):
+        for tree, state, actions in zip(trees.tolist(), states, proposals.actions, strict=True):
             self.states[tree].append(state)
-            self.actions[tree].append(() if proposal is None else proposal.actions)
-        leaves = (trees, edges, priors, degrees, values, rewards, degrees == 0, completes)
+            self.actions[tree].append(actions)
+        leaves = (trees, edges, proposals.priors, degrees, proposals.values, rewards, degrees == 0, proposals.complete)
         kernels.grow(self.nodes, self.edges, self.counts, *leaves, self.numbers)
 
     def _make_room(self, trees: np.ndarray) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -12,25 +12,10 @@ from llmgym.mdp import MDP, NoLegalAction
 from llmgym.search.forest import Forest
 from llmgym.search.gumbel import considered_visits, gumbel_noise, halving_edges
 from llmgym.search.options import SearchOptions
+from llmgym.search.proposals import Evaluate, Proposal, Proposals, SearchError, among, ask
 from llmgym.search.tree import ROOT
 
 State = TypeVar("State")
-
-
-class SearchError(ValueError):
-    """What an evaluator has said cannot be searched with."""
-
-
-class Proposal(NamedTuple):
-    """What an evaluator says of a state that is not terminal."""
-
-    actions: Sequence[Any]  # K candidates
-    priors: Any  # [K], not negative; normalised by the search
-    value: float  # expected return from here, of the player to move
-    complete: bool = True  # whether the candidates are all legal actions: only then can a loss be proven
-
-
-Evaluate = Callable[[list[Any]], list[Proposal]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class Search(Generic[State]):
 
     Args:
         mdp: pure rules.
-        evaluate: n states -> n proposals; called with the leaves of all trees at once.
+        evaluate: n states -> n proposals (`Proposal`, or all as `Proposals`); called with the leaves of all trees.
         options: see there.
 
     Raises:
@@ -146,17 +131,13 @@ class Search(Generic[State]):
             states.append(after)
         self.forest.grow(trees, edges, states, self._ask(states), rewards)
 
-    def _ask(self, states: list[State]) -> list[Proposal | None]:
-        """The evaluator's proposals; None for terminal states."""
-        going = [i for i, state in enumerate(states) if not self.mdp.terminal(state)]
-        proposals: list[Proposal | None] = [None] * len(states)
-        told = self.evaluate([states[i] for i in going]) if going else []
-        if len(told) != len(going):
-            raise SearchError(f"the evaluator must give one proposal a state: {len(going)}, got {len(told)}")
+    def _ask(self, states: list[State]) -> Proposals:
+        """What the evaluator says; terminal states have no candidate."""
+        going = [row for row, state in enumerate(states) if not self.mdp.terminal(state)]
         self.evaluations += len(going)
-        for i, proposal in zip(going, told, strict=True):
-            proposals[i] = checked(proposal)
-        return proposals
+        if len(going) == len(states):
+            return ask(self.evaluate, states)
+        return among(ask(self.evaluate, [states[row] for row in going]), going, len(states))
 
     def _disturb(self, rng: np.random.Generator | None) -> None:
         """Noise of the root: Dirichlet in the priors, or Gumbel variables."""
@@ -202,22 +183,4 @@ class Search(Generic[State]):
         return Result(forest.actions[tree][ROOT], visits, values, priors, policy, value, int(scores.argmax()), proven)
 
 
-def checked(proposal: Proposal) -> Proposal:
-    """A proposal with normalised priors.
-
-    Raises:
-        SearchError: no candidate, a value that is no number, or priors that are none.
-    """
-    priors = np.asarray(proposal.priors, np.float64)
-    if len(proposal.actions) == 0:
-        raise SearchError("an evaluator must propose at least one candidate in a state that is not terminal, got none")
-    if priors.shape != (len(proposal.actions),) or not np.isfinite(priors).all() or priors.min() < 0:
-        raise SearchError(f"priors must be {len(proposal.actions)} finite numbers of at least 0, got {priors}")
-    if not np.isfinite(proposal.value):
-        raise SearchError(f"a value must be a finite number, got {proposal.value}")
-    total = priors.sum()
-    priors = priors / total if total > 0 else np.full(len(priors), 1 / len(priors))
-    return Proposal(proposal.actions, priors, float(proposal.value), proposal.complete)
-
-
-__all__ = ["ROOT", "Evaluate", "Proposal", "Result", "Search", "SearchError", "SearchOptions", "checked"]
+__all__ = ["ROOT", "Evaluate", "Proposal", "Proposals", "Result", "Search", "SearchError", "SearchOptions"]

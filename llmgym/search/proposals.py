@@ -1,0 +1,101 @@
+"""What an evaluator says of new nodes, one by one (`Proposal`) or all together (`Proposals`), and what it may not say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class SearchError(ValueError):
+    """What an evaluator has said cannot be searched with."""
+
+
+class Proposal(NamedTuple):
+    """What an evaluator says of a state that is not terminal."""
+
+    actions: Sequence[Any]  # K candidates
+    priors: Any  # [K], not negative; normalised by the search
+    value: float  # expected return from here, of the player to move
+    complete: bool = True  # whether the candidates are all legal actions: only then can a loss be proven
+
+
+class Proposals(NamedTuple):
+    """The same of n states, as arrays: W is the largest K, or more."""
+
+    actions: list[Sequence[Any]]  # n times K candidates
+    priors: np.ndarray  # float64 [n, W]; the first K of a row count
+    values: np.ndarray  # float64 [n]
+    complete: np.ndarray  # bool [n]
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """K of each, int64 [n]; 0 for a terminal state."""
+        return np.fromiter(map(len, self.actions), np.int64, len(self.actions))
+
+
+Evaluate = Callable[[list[Any]], Sequence[Proposal] | Proposals]
+_NONE = Proposals([], np.zeros((0, 1)), np.zeros(0), np.zeros(0, bool))
+
+
+def ask(evaluate: Evaluate, states: list[Any]) -> Proposals:
+    """What an evaluator says of states, priors normalised.
+
+    Raises:
+        SearchError: another number of proposals; no candidate; a value that is no number, or priors that are none.
+    """
+    told = evaluate(states) if states else _NONE
+    proposals = told if isinstance(told, Proposals) else gathered(told)
+    if len(proposals.actions) != len(states):
+        raise SearchError(
+            f"the evaluator must give one proposal a state: {len(states)}, got {len(proposals.actions)}"
+        )
+    return checked(proposals)
+
+
+def gathered(told: Sequence[Proposal]) -> Proposals:
+    """Proposals of one state each as arrays."""
+    priors = np.zeros((len(told), max([1, *(len(p.actions) for p in told)])))
+    for row, proposal in enumerate(told):
+        given = np.asarray(proposal.priors, np.float64)
+        if given.shape != (len(proposal.actions),):
+            raise _no_priors(len(proposal.actions), given)
+        priors[row, : len(given)] = given
+    values, complete = np.array([p.value for p in told], np.float64), np.array([p.complete for p in told], bool)
+    return Proposals([p.actions for p in told], priors, values, complete)
+
+
+def checked(proposals: Proposals) -> Proposals:
+    """Proposals with priors that add up to 1 (equal ones where all were 0), and zeros behind them."""
+    degrees = proposals.degrees
+    if not degrees.all():
+        raise SearchError("an evaluator must propose at least one candidate in a state that is not terminal, got none")
+    there = np.arange(proposals.priors.shape[1]) < degrees[:, None]
+    priors = np.where(there, proposals.priors, 0.0)
+    wrong = ~(np.isfinite(priors) & (priors >= 0)).all(1)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise _no_priors(int(degrees[row]), priors[row, : degrees[row]])
+    if not np.isfinite(proposals.values).all():
+        bad = proposals.values[~np.isfinite(proposals.values)][0]
+        raise SearchError(f"a value must be a finite number, got {bad}")
+    totals = priors.cumsum(1)[:, -1:]  # one after the other: zeros behind the last prior change no bit of it
+    empty = totals == 0.0
+    priors = np.where(empty, there, priors) / np.where(empty, degrees[:, None], totals)
+    return proposals._replace(priors=priors)
+
+
+def among(proposals: Proposals, rows: Sequence[int], n: int) -> Proposals:
+    """Proposals for some of n states; the others are terminal: no candidate, the value 0."""
+    actions: list[Sequence[Any]] = [()] * n
+    for row, candidates in zip(rows, proposals.actions, strict=True):
+        actions[row] = candidates
+    priors, values, complete = np.zeros((n, proposals.priors.shape[1])), np.zeros(n), np.zeros(n, bool)
+    at = list(rows)
+    priors[at], values[at], complete[at] = proposals.priors, proposals.values, proposals.complete
+    return Proposals(actions, priors, values, complete)
+
+
+def _no_priors(candidates: int, got: np.ndarray) -> SearchError:
+    return SearchError(f"priors must be {candidates} finite numbers of at least 0, got {got}")
