@@ -1,4 +1,4 @@
-"""What an evaluator says of new nodes, one by one (`Proposal`) or all together (`Proposals`), and what it may not say."""
+"""What an evaluator says of new nodes, one by one (`Proposal`) or together (`Proposals`), and what it may not say."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def ask(evaluate: Evaluate, states: list[Any]) -> Proposals:
     told = evaluate(states) if states else _NONE
     proposals = told if isinstance(told, Proposals) else gathered(told)
     if len(proposals.actions) != len(states):
-        raise SearchError(
-            f"the evaluator must give one proposal a state: {len(states)}, got {len(proposals.actions)}"
-        )
+        raise SearchError(f"the evaluator must give one proposal a state: {len(states)}, got {len(proposals.actions)}")
     return checked(proposals)
 
 
