@@ -110,6 +110,21 @@ def test_true_and_learned_reward_are_followed_while_either_is_maximised(tmp_path
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_go_is_learnt_shown_and_kept(tmp_path, capsys):
+    example = load("10_go.py")
+    example.main(example.Config(steps=4_096, games=20, out=tmp_path))
+    assert re.search(r"before +\d+ of 20.*\nafter +\d+ of 20", capsys.readouterr().out)
+    assert (tmp_path / "last.png").read_bytes().startswith(b"\x89PNG")
+    assert "PB[PPO]" in (tmp_path / "game.sgf").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_go_is_won_after_learning(tmp_path):
+    example = load("10_go.py")
+    before, after = example.main(example.Config(steps=60_000, out=tmp_path))
+    assert before < 0.5 and after > 0.75
+
+
 @pytest.mark.slow
 def test_own_tasks_and_rewards_are_learnt():
     said = run("04_custom_task_and_reward.py", "--seconds", "25", timeout=300)
