@@ -60,8 +60,11 @@ class CachedForward(_Transformers):
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, slots: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Logits [n, V] and hidden states [n, D] after the last of `ids` [n, q] at `positions` [n, q]."""
-        where = Where(ids, positions, slots, next(self.model.parameters()), always_mask=True)
-        self.cache.reserve(where.n_slots, where.kv_length)
+        return self.read(Where(ids, positions, slots, next(self.model.parameters()), always_mask=True))
+
+    def read(self, where: Where) -> tuple[Tensor, Tensor]:
+        """The same for a place of any kind in the cache."""
+        self.cache.reserve(where.n_slots, where.n_positions)
         output = self.model(
             where.ids,
             attention_mask=where.mask,
@@ -119,7 +122,7 @@ class _HuggingFaceCache(Cache):
         held = []
         for index, new in ((2 * layer_idx, key_states), (2 * layer_idx + 1, value_states)):
             entries, where = new.transpose(1, 2), self._where
-            held.append(where.write(self._cache.store(index, entries[:, 0], where.n_slots, where.kv_length), entries))
+            held.append(where.write(self._cache.store(index, entries[:, 0], where.n_slots, where.n_positions), entries))
         return tuple(held)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

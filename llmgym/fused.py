@@ -46,8 +46,11 @@ class FusedLlama:
 
     def __call__(self, ids: np.ndarray, positions: np.ndarray, slots: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Logits [n, V] and hidden states [n, D] after the last of `ids` [n, q] at `positions` [n, q]."""
-        where = Where(ids, positions, slots, self.model.model.embed_tokens.weight)
-        self.cache.reserve(where.n_slots, where.kv_length)
+        return self.read(Where(ids, positions, slots, self.model.model.embed_tokens.weight))
+
+    def read(self, where: Where) -> tuple[Tensor, Tensor]:
+        """The same for a place of any kind in the cache."""
+        self.cache.reserve(where.n_slots, where.n_positions)
         turns = self._turns(where.kv_length)[where.positions.view(-1)]
         x = self._run(where.ids, turns, self.layers, lambda i, turned: self._attend(i, turned, where))
         hidden = self._norm(x.view(where.n, where.q, -1)[:, -1])
@@ -103,7 +106,7 @@ class FusedLlama:
         """Attention of `turned` [n q, heads, dim] over the cache, [n q, heads · dim]."""
         n, q, k = where.n, where.q, self.kv_heads
         entries = turned[:, self.heads :].view(n, q, k, 2, self.dim)
-        store = self.cache.store(i, entries[:, 0], where.n_slots, where.kv_length)
+        store = self.cache.store(i, entries[:, 0], where.n_slots, where.n_positions)
         held = where.write(store, entries)
         if q > 1:
             query = turned[:, : self.heads].view(n, q, self.heads, self.dim).transpose(1, 2)

@@ -40,7 +40,7 @@ class Where:
     ):
         n, q = ids.shape
         self.n, self.q, self.kv_length = n, q, int(positions.max()) + 1
-        self.n_slots = n if slots is None else int(slots.max()) + 1
+        self.n_slots, self.n_positions = n if slots is None else int(slots.max()) + 1, self.kv_length
         self.ids = torch.as_tensor(ids, device=like.device)
         self.positions = torch.as_tensor(positions, device=like.device)
         self.slots = None if slots is None else torch.as_tensor(slots, device=like.device)
