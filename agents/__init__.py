@@ -2,6 +2,7 @@
 
 from llmgym.agents.dpo import DPO, DPOConfig
 from llmgym.agents.grpo import GRPO, GRPOConfig
+from llmgym.agents.mcts import MCTS, MCTSConfig
 from llmgym.agents.ppo import PPO, PPOConfig
 from llmgym.agents.reinforce import REINFORCE, ReinforceConfig
 from llmgym.agents.reward_trainer import RewardTrainer, RewardTrainerConfig
@@ -11,12 +12,14 @@ from llmgym.agents.sft import SFT, SFTConfig
 __all__ = [
     "DPO",
     "GRPO",
+    "MCTS",
     "PPO",
     "REINFORCE",
     "RLHF",
     "SFT",
     "DPOConfig",
     "GRPOConfig",
+    "MCTSConfig",
     "PPOConfig",
     "RLHFConfig",
     "ReinforceConfig",

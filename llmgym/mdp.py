@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import gymnasium as gym
@@ -60,6 +61,14 @@ class MDP(Generic[State, Action]):
     def mask(self, state: State) -> np.ndarray:
         """Legal actions, bool, True counts; flat and concatenated over positions for a MultiDiscrete space."""
         raise NotImplementedError
+
+    def transitions(self, states: Sequence[State], actions: Sequence[Action]) -> list[State]:
+        """`transition` of many states; compiled rules do it in one call."""
+        return [self.transition(state, action) for state, action in zip(states, actions, strict=True)]
+
+    def views(self, states: Sequence[State]) -> tuple[Sequence[Any], np.ndarray]:
+        """`observation` and `mask` of many states: n observations, and bool [n, K]."""
+        return [self.observation(state) for state in states], np.stack([self.mask(state) for state in states])
 
     def player(self, state: State) -> int:
         """Who moves: 0 unless two play."""

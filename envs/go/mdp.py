@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from llmgym.envs.go import position
+from llmgym.envs.go import many, position
 from llmgym.envs.go.area import fill_area
 from llmgym.envs.go.board import fill_mask, step
 from llmgym.envs.go.layout import ENDED_BY_ILLEGAL, ENDING, LOST, TAKEN, TO_PLAY
@@ -123,6 +123,17 @@ class GoMDP(MDP[GoState, int]):
         planes = np.empty(self._shape, np.int8)
         fill_planes(state.ints, state.longs, state.boards, self._flags, planes)
         return planes.reshape(self.observation_space.shape)  # type: ignore[arg-type]
+
+    def transitions(self, states: Sequence[GoState], actions: Sequence[int]) -> list[GoState]:
+        """`transition` of many positions, in one compiled call."""
+        return many.transitions(states, actions)
+
+    def views(self, states: Sequence[GoState]) -> tuple[np.ndarray, np.ndarray]:
+        """Planes int8 [n, C, rows, cols] and masks bool [n, points + 1]."""
+        planes = np.empty((len(states), *self._shape), np.int8)
+        masks = np.empty((len(states), self.rules.points + 1), np.bool_)
+        many.views(states, self._flags, planes, masks)
+        return planes.reshape(len(states), *self.observation_space.shape), masks  # type: ignore[misc]
 
     def info(self, state: GoState) -> dict[str, Any]:
         """Of a finished game: `winner` (0, 1; -1 for a draw), `score` (Black's points ahead) and `ending`."""

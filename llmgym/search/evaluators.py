@@ -1,4 +1,4 @@
-"""What a search asks about new nodes: a network's priors and values, or nothing known at all."""
+"""What a search asks about new nodes: a network's priors and values, playouts, or nothing known at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmgym.mdp import MDP, NoLegalAction
 from llmgym.nets import NetPolicy
-from llmgym.search.proposals import Proposal, Proposals
+from llmgym.search.proposals import Proposals, of_legal_actions
 
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -31,10 +31,45 @@ class UniformEvaluator:
     def __init__(self, mdp: MDP):
         self.mdp = mdp
 
-    def __call__(self, states: list[Any]) -> list[Proposal]:
-        """n states -> n proposals."""
-        candidates = [np.flatnonzero(self.mdp.mask(state)).tolist() for state in states]
-        return [Proposal(actions, np.ones(len(actions)), 0.0) for actions in candidates]
+    def __call__(self, states: list[Any]) -> Proposals:
+        """n states -> n proposals.
+
+        Raises:
+            NoLegalAction: a state without a legal action.
+        """
+        masks = allowing(np.stack([self.mdp.mask(state) for state in states]))
+        return of_legal_actions(masks, masks.astype(np.float64), np.array([self.value(state) for state in states]))
+
+    def value(self, state: Any) -> float:
+        """What a state is worth to its player to move."""
+        return 0.0
+
+
+class PlayoutEvaluator(UniformEvaluator):
+    """Equal priors, and the return of one playout of uniform legal actions.
+
+    An MDP with `rollout(state, rng)` and `outcome(end, player)`, as Go has, plays by itself: with light moves.
+
+    Args:
+        mdp: the rules.
+        discount: of a return, one step on; -1 where two players alternate in a zero-sum game.
+        rng: of the playouts.
+    """
+
+    def __init__(self, mdp: MDP, discount: float, rng: np.random.Generator):
+        super().__init__(mdp)
+        self.discount, self.rng = discount, rng
+
+    def value(self, state: Any) -> float:
+        mdp: Any = self.mdp
+        if hasattr(mdp, "rollout"):
+            return mdp.outcome(mdp.rollout(state, self.rng), mdp.player(state))
+        worth, weight = 0.0, 1.0
+        while not mdp.terminal(state):
+            before, action = state, int(self.rng.choice(np.flatnonzero(mdp.mask(state))))
+            state = mdp.transition(before, action)
+            worth, weight = worth + weight * mdp.reward(before, action, state), weight * self.discount
+        return worth
 
 
 class NetEvaluator:
@@ -44,14 +79,14 @@ class NetEvaluator:
     of the player to move, since `mdp.observation(state)` is that player's.
 
     Args:
-        mdp: the rules; actions are numbered from 0 (`Discrete`).
+        mdp: the rules; its actions are `Discrete`.
         policy: with a value head.
         bound: of values: "tanh", "clip" (to [-1, 1]) or "none".
         bfloat16: forward passes in half the bits, of a copy of the network: call `refresh` when the policy has
             learnt. Worth it on processors that multiply bfloat16 (AVX-512 BF16, AMX) and on GPUs.
 
     Raises:
-        ValueError: the policy has no value head, or another action space; or `bound` is none of these.
+        ValueError: the policy has no value head, or other spaces; or `bound` is none of these.
     """
 
     def __init__(self, mdp: MDP, policy: NetPolicy, bound: str = "tanh", bfloat16: bool = False):
@@ -59,8 +94,10 @@ class NetEvaluator:
             raise ValueError(f"bound must be one of {', '.join(BOUNDS)}, got {bound!r}")
         if policy.value_head is None:
             raise ValueError("a search needs values, this policy has no value head: give it value_head=True")
-        if policy.action_space != mdp.action_space:
-            raise ValueError(f"a policy here must act in {mdp.action_space}, this one acts in {policy.action_space}")
+        for name in ("observation_space", "action_space"):
+            own, asked = getattr(policy, name), getattr(mdp, name)
+            if own != asked:
+                raise ValueError(f"the {name.replace('_', ' ')} of the policy is {own}, that of the rules is {asked}")
         self.mdp, self.policy, self.bound = mdp, policy, BOUNDS[bound]
         self.dtype = torch.bfloat16 if bfloat16 else policy.dtype
         self.refresh()
@@ -68,9 +105,7 @@ class NetEvaluator:
     def refresh(self) -> None:
         """Take over what the policy has learnt; only a network in bfloat16 needs that."""
         net = self.policy.net
-        if self.dtype != self.policy.dtype:
-            net = copy.deepcopy(net).to(self.dtype)
-        self.net = net
+        self.net = net if self.dtype == self.policy.dtype else copy.deepcopy(net).to(self.dtype)
 
     def __call__(self, states: list[Any]) -> Proposals:
         """n states -> n proposals.
@@ -78,39 +113,58 @@ class NetEvaluator:
         Raises:
             NoLegalAction: a state without a legal action.
         """
-        observations, masks = observed(self.mdp, states)
-        priors, values = self.evaluate(observations, masks)
-        order = np.argsort(~masks, axis=1, kind="stable")  # legal actions first
-        actions = [row[:k] for row, k in zip(order.tolist(), masks.sum(1).tolist(), strict=True)]
-        priors = np.take_along_axis(priors, order, 1)
-        return Proposals(actions, priors, values, np.ones(len(states), bool))
+        observations, masks = self.look(states)
+        return of_legal_actions(masks, *self.evaluate(observations, masks))
+
+    def look(self, states: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Observations as the policy encodes them, [n, …], and masks bool [n, K]."""
+        seen, masks = viewed(self.mdp, states)
+        return np.ascontiguousarray(self.policy.encode(seen)), masks
 
     @torch.inference_mode()
-    def evaluate(self, observations: Any, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, observations: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Priors float64 [n, K], 0 where the mask is False, and values float64 [n].
 
         Args:
-            observations: n of the MDP's space, stacked.
+            observations: as `look` gives them, [n, …].
             masks: bool [n, K].
         """
-        policy = self.policy
-        x = torch.from_numpy(np.ascontiguousarray(policy.encode(observations))).to(policy.device, self.dtype)
-        if x.dim() == 4:  # planes: convolutions are faster with channels last
-            x = x.to(memory_format=torch.channels_last)
-        outputs, values = self.net(x if policy.encode.scale == 1.0 else x / policy.encode.scale)
-        policy.counters.forward_passes += 1
-        forbidden = ~torch.from_numpy(masks).to(policy.device)
+        self.policy.counters.forward_passes += 1
+        outputs, values = self.net(network_input(self.policy, observations, self.dtype))
+        forbidden = torch.from_numpy(~masks).to(self.policy.device)
         priors = outputs.double().masked_fill_(forbidden, -torch.inf).softmax(-1)
         return priors.cpu().numpy(), self.bound(values.double()).cpu().numpy()
 
 
-def observed(mdp: MDP, states: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Observations [n, …] and masks bool [n, K].
+def network_input(policy: NetPolicy, observations: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Encoded observations [n, …] on the device; planes with channels last, where convolutions are faster."""
+    x = torch.from_numpy(observations)
+    layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+    x = x.to(policy.device, dtype, memory_format=layout)
+    return x if policy.encode.scale == 1.0 else x / policy.encode.scale
+
+
+def viewed(mdp: MDP, states: list[Any]) -> tuple[Any, np.ndarray]:
+    """Observations, batched as a vector environment's, and masks bool [n, K] of states that are not terminal.
 
     Raises:
         NoLegalAction: a state without a legal action.
     """
-    masks = np.stack([mdp.mask(state) for state in states])
+    seen, masks = mdp.views(states)
+    allowing(masks)
+    if isinstance(seen, np.ndarray):
+        return seen, masks
+    if isinstance(seen[0], dict):
+        return {key: np.stack([one[key] for one in seen]) for key in seen[0]}, masks
+    return np.stack(seen), masks
+
+
+def allowing(masks: np.ndarray) -> np.ndarray:
+    """The masks, bool [n, K].
+
+    Raises:
+        NoLegalAction: one of them allows nothing.
+    """
     if not masks.any(1).all():
         raise NoLegalAction("a mask forbids every action of a state that is not terminal")
-    return np.stack([mdp.observation(state) for state in states]), masks
+    return masks

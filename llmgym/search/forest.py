@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,12 @@ class Forest:
         kernels.select(self.nodes, self.edges, roots, self.numbers, self.width, leaf_edges, leaf_nodes)
         return leaf_edges, leaf_nodes
 
-    def ends(self, trees: np.ndarray, edges: np.ndarray) -> Iterator[tuple[Any, Any]]:
-        """State before, and action, of edges."""
-        for tree, edge, node in zip(
-            trees.tolist(), edges.tolist(), self.edges["node"][trees, edges].tolist(), strict=True
-        ):
-            first = self.nodes["first"][tree, node]
-            yield self.states[tree][node], self.actions[tree][node][edge - first]
+    def ends(self, trees: np.ndarray, edges: np.ndarray) -> tuple[list[Any], list[Any]]:
+        """States before, and actions, of edges."""
+        nodes = self.edges["node"][trees, edges]
+        ways = zip(trees.tolist(), nodes.tolist(), (edges - self.nodes["first"][trees, nodes]).tolist(), strict=True)
+        found = [(self.states[tree][node], self.actions[tree][node][index]) for tree, node, index in ways]
+        return [state for state, _ in found], [action for _, action in found]
 
     def grow(
         self, trees: np.ndarray, edges: np.ndarray, states: list[Any], proposals: Proposals, rewards: np.ndarray

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from llmgym.compiled import kernel
 
 
 class SearchError(ValueError):
@@ -66,22 +69,56 @@ def gathered(told: Sequence[Proposal]) -> Proposals:
 
 def checked(proposals: Proposals) -> Proposals:
     """Proposals with priors that add up to 1 (equal ones where all were 0), and zeros behind them."""
-    degrees = proposals.degrees
+    degrees, priors = proposals.degrees, np.array(proposals.priors, np.float64)
     if not degrees.all():
         raise SearchError("an evaluator must propose at least one candidate in a state that is not terminal, got none")
-    there = np.arange(proposals.priors.shape[1]) < degrees[:, None]
-    priors = np.where(there, proposals.priors, 0.0)
-    wrong = ~(np.isfinite(priors) & (priors >= 0)).all(1)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise _no_priors(int(degrees[row]), priors[row, : degrees[row]])
+    wrong = normalise(priors, degrees)
+    if wrong >= 0:
+        raise _no_priors(int(degrees[wrong]), priors[wrong, : degrees[wrong]])
     if not np.isfinite(proposals.values).all():
         bad = proposals.values[~np.isfinite(proposals.values)][0]
         raise SearchError(f"a value must be a finite number, got {bad}")
-    totals = priors.cumsum(1)[:, -1:]  # one after the other: zeros behind the last prior change no bit of it
-    empty = totals == 0.0
-    priors = np.where(empty, there, priors) / np.where(empty, degrees[:, None], totals)
     return proposals._replace(priors=priors)
+
+
+@kernel
+def normalise(priors, degrees):
+    """Priors float64 [n, W] of which the first K count, in place; returns a row with one that is none, or -1."""
+    for i in range(priors.shape[0]):
+        total = 0.0
+        for k in range(degrees[i]):
+            if not 0.0 <= priors[i, k] < math.inf:
+                return i
+            total += priors[i, k]
+        for k in range(priors.shape[1]):
+            if k >= degrees[i]:
+                priors[i, k] = 0.0
+            else:
+                priors[i, k] = priors[i, k] / total if total > 0.0 else 1.0 / degrees[i]
+    return -1
+
+
+def of_legal_actions(masks: np.ndarray, priors: np.ndarray, values: np.ndarray) -> Proposals:
+    """Proposals of all actions that masks allow: bool [n, K], float64 [n, K], float64 [n]."""
+    actions, packed, degrees = np.empty(masks.shape, np.int64), np.empty(masks.shape), np.empty(len(masks), np.int64)
+    pack(masks, priors, actions, packed, degrees)
+    rows: Any = actions.tolist()
+    candidates: list[Sequence[Any]] = [row[:k] for row, k in zip(rows, degrees.tolist(), strict=True)]
+    return Proposals(candidates, packed, values, np.ones(len(masks), bool))
+
+
+@kernel
+def pack(masks, priors, actions, packed, degrees):
+    """Legal actions and their priors to the front of their rows: see `of_legal_actions`."""
+    for i in range(masks.shape[0]):
+        n = 0
+        for k in range(masks.shape[1]):
+            if masks[i, k]:
+                actions[i, n], packed[i, n] = k, priors[i, k]
+                n += 1
+        degrees[i] = n
+        for k in range(n, masks.shape[1]):
+            actions[i, k], packed[i, k] = 0, 0.0
 
 
 def among(proposals: Proposals, rows: Sequence[int], n: int) -> Proposals:

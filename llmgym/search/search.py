@@ -124,11 +124,9 @@ class Search(Generic[State]):
     def _expand(self, trees: np.ndarray, edges: np.ndarray) -> None:
         if not trees.size:
             return
-        mdp, states, rewards = self.mdp, [], np.empty(len(trees))
-        for i, (before, action) in enumerate(self.forest.ends(trees, edges)):
-            after = mdp.transition(before, action)
-            rewards[i] = mdp.reward(before, action, after)
-            states.append(after)
+        mdp, (before, actions) = self.mdp, self.forest.ends(trees, edges)
+        states = mdp.transitions(before, actions)
+        rewards = np.fromiter(map(mdp.reward, before, actions, states), np.float64, len(states))
         self.forest.grow(trees, edges, states, self._ask(states), rewards)
 
     def _ask(self, states: list[State]) -> Proposals:

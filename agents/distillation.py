@@ -1,0 +1,145 @@
+"""An update of MCTS: self-play, then gradient steps towards what the search has found, now and then a match."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmgym.agents.budget import Budget
+from llmgym.agents.metrics import Means, Metrics
+from llmgym.agents.selfplay import Positions, SelfPlay
+from llmgym.agents.strength import strength
+from llmgym.agents.window import Window
+from llmgym.search.evaluators import BOUNDS, network_input
+from llmgym.search.losses import policy_loss, return_loss
+
+
+class Distillation:
+    """What an `MCTS` agent with a network learns by, and from.
+
+    Args:
+        agent: the agent.
+    """
+
+    def __init__(self, agent: Any):
+        self.agent, self.window = agent, Window(agent.config.window)
+        self.updates = self.games = 0
+        self.owed = 0.0  # positions that are still to be learnt from
+        self.strength = float("nan")
+        self._play: SelfPlay | None = None
+        self._permutations = board_symmetries(agent) if agent.config.symmetries else None
+
+    @property
+    def play(self) -> SelfPlay:
+        """The games under way."""
+        if self._play is None:
+            agent, c = self.agent, self.agent.config
+            named = (agent.mdp, agent.evaluator, agent.options, agent.evaluator.look)
+            self._play = SelfPlay(*named, c.games, c.opening_moves, agent.rng)
+        return self._play
+
+    def iterate(self, budget: Budget) -> tuple[Metrics, list[Positions]]:
+        """One update; returns its metrics, and the games that have ended."""
+        agent, started = self.agent, time.perf_counter()
+        games = self.play.play(agent.config.moves)
+        seconds = time.perf_counter() - started
+        agent.num_timesteps += agent.config.games * agent.config.moves
+        metrics = self._take(games) | {"seconds_playing": seconds, "games_per_second": len(games) / seconds}
+        agent._set_learning_rate(budget.fraction())
+        metrics |= self._learn()
+        self.updates += 1
+        if agent.config.match_every and self.updates % agent.config.match_every == 0:
+            self.strength = self._match()
+        return metrics | {"strength": self.strength} | agent.policy.counters.as_dict(), games
+
+    def _take(self, games: list[Positions]) -> Metrics:
+        """Put finished games into the window."""
+        for game in games:
+            self.window.add(game)
+        self.games += len(games)
+        self.owed += self.agent.config.replay * sum(map(len, games))
+        length = float(np.mean([len(game) for game in games])) if games else float("nan")
+        first = float(np.mean([game.returns[0] for game in games])) if games else float("nan")
+        return {"games": float(self.games), "length": length, "first_return": first, "window": float(len(self.window))}
+
+    def _learn(self) -> Metrics:
+        """The gradient steps that are owed."""
+        totals, size = Means(), self.agent.config.batch_size
+        while self.owed >= size:
+            self.owed -= size
+            self._step(self._drawn(size), totals)
+        self.agent.evaluator.refresh()
+        self.agent.planner.forget()
+        return {name: float("nan") for name in ("loss", "policy_loss", "value_loss", "grad_norm")} | totals.mean()
+
+    def _drawn(self, size: int) -> Positions:
+        """A minibatch; of Go, each position under a symmetry of its own."""
+        batch, rng = self.window.sample(size, self.agent.rng), self.agent.rng
+        if self._permutations is None:
+            return batch
+        from llmgym.envs.go.symmetry import turned_actions, turned_planes
+
+        which = self._permutations[rng.integers(len(self._permutations), size=size)]
+        planes = batch.observations.reshape(size, *self.agent.mdp.observation_space.shape)
+        turned = turned_planes(planes, which).reshape(batch.observations.shape)
+        return Positions(
+            turned, turned_actions(batch.masks, which), turned_actions(batch.policies, which), batch.returns
+        )
+
+    def _step(self, batch: Positions, totals: Means) -> None:
+        policy, c, n = self.agent.policy, self.agent.config, len(batch)
+        x = network_input(policy, batch.observations, policy.dtype)
+        targets, masks, returns = (
+            torch.from_numpy(array).to(policy.device) for array in (batch.policies, batch.masks, batch.returns)
+        )
+
+        def loss(rows: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            outputs, values = policy.net(x[rows])
+            policy.counters.forward_passes += 1
+            ours = policy_loss(outputs, targets[rows], masks[rows], denominator=n)
+            errors = return_loss(BOUNDS[c.bound](values), returns[rows], denominator=n)
+            both = ours + c.value_weight * errors
+            return both, {"loss": both.detach(), "policy_loss": ours.detach(), "value_loss": errors.detach()}
+
+        parts = torch.arange(n, device=policy.device).split(c.micro_batch_rows or n)
+        self.agent.gradient_step(parts, loss, totals)
+
+    def _match(self) -> float:
+        agent, c = self.agent, self.agent.config
+        rng = np.random.default_rng(0 if c.seed is None else c.seed)  # the same opponent every time
+        return strength(agent.mdp, agent.evaluator, agent.options, c.opponent, c.match_games, rng)
+
+    # Files.
+
+    def description(self) -> dict[str, Any]:
+        """What JSON can say of it."""
+        return {name: getattr(self, name) for name in ("updates", "games", "owed")}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take over what `description` wrote."""
+        for name in ("updates", "games", "owed"):
+            setattr(self, name, saved[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the window."""
+        self.window.save(folder / "window.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read the window."""
+        self.window.load(folder / "window.safetensors")
+
+
+def board_symmetries(agent: Any) -> np.ndarray | None:
+    """Permutations of actions under which the game stays the same, int64 [S, points + 1]; None where it is not Go."""
+    from llmgym.envs.go.mdp import GoMDP  # compiled rules are loaded when they are needed
+
+    if not isinstance(agent.mdp, GoMDP):
+        return None
+    from llmgym.envs.go.symmetry import symmetries
+
+    return symmetries(agent.mdp.rules.rows, agent.mdp.rules.cols)
