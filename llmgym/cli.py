@@ -29,6 +29,7 @@ commands:
   pairs             sample pairs of completions to be labelled
   label             say which of two completions is better: a person, a rule or a file
   rlhf              train from preferences: SFT, comparisons, reward model, PPO, and again
+  search-study      what search over tokens, blocks and lines is worth at equal forward tokens
   gtp               a Go player as an engine for GoGui, Sabaki and other programs
   match             a match between two Go players: result, confidence interval and SGF files
 
@@ -60,11 +61,11 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command in ("eval", "pairs", "label", "rlhf", "gtp", "match"):
-        return _run(f"llmgym.commands.{command}")(rest)
+    elif command in ("eval", "pairs", "label", "rlhf", "search-study", "gtp", "match"):
+        return _run(f"llmgym.commands.{command.replace('-', '_')}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        raise ValueError(f"{named}: choose train, eval, pairs, label, rlhf, gtp or match (llmgym --help)")
+        raise ValueError(f"{named}: choose train, eval, pairs, label, rlhf, search-study, gtp or match (llmgym --help)")
     return 0
 
 

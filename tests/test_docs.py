@@ -14,7 +14,7 @@ from tyro import MISSING
 
 import llmgym.tasks
 from llmgym.agents import GRPO, PPO, REINFORCE
-from llmgym.commands import eval, gtp, label, match, pairs, rlhf, train, train_offline
+from llmgym.commands import eval, gtp, label, match, pairs, rlhf, search_study, train, train_offline
 from llmgym.commands.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +106,8 @@ def test_every_command_line_can_be_parsed(command, tmp_path, monkeypatch):
         pairs._options(words[1:])
     elif words[0] == "rlhf":
         parse(rlhf.RLHFOptions, words[1:], prog="llmgym", default=rlhf.RLHFOptions(), prefixes=True)
+    elif words[0] == "search-study":
+        parse(search_study.StudyOptions, words[1:], prog="llmgym", default=search_study.StudyOptions())
     elif words[0] == "gtp":
         parse(gtp.GTPOptions, words[1:], prog="llmgym", default=gtp.GTPOptions())
     elif words[0] == "match":
