@@ -214,7 +214,9 @@ def test_interrupts_are_no_failures():
 
 def test_opponents_that_are_none():
     for opponent in (None, 3, ["random"]):
-        with pytest.raises(ValueError, match='opponent must be "random", "light", the command line of a GTP engine'):
+        with pytest.raises(
+            ValueError, match='opponent must be "random", "light", "mcts", the command line of a GTP engine'
+        ):
             GoEnv(opponent=opponent)
     for opponent in ("rnadom", "  ", "gnugo 'x"):
         with pytest.raises(ValueError, match=r"(opponent must be|the command line of an engine)"):

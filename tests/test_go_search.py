@@ -9,28 +9,28 @@ from llmgym.compiled import kernel
 from llmgym.envs.go.heavy import pattern_table, play_heavy
 from llmgym.envs.go.layout import LAST
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.playout import write_light_mask
 from llmgym.envs.go.rollout_search import RolloutSearch
+from llmgym.envs.go.rollouts import write_candidates
 from llmgym.mdp import NoLegalAction
 from llmgym.search import Proposal, Search, SearchOptions
 
 
 @kernel
-def light_mask(ints, longs, mask):
-    write_light_mask(ints, longs, mask)
+def candidates_of(ints, longs, every, mask):
+    write_candidates(ints, longs, every, mask)
 
 
-def static(mdp):
+def static(mdp, every=False):
     """An evaluator in Python that says what the compiled driver does for "static"."""
 
     def evaluate(states):
         proposals = []
         for state in states:
             mask = np.empty(mdp.rules.points + 1, np.bool_)
-            light_mask(state.ints, state.longs, mask)
+            candidates_of(state.ints, state.longs, every, mask)
             actions = np.flatnonzero(mask).tolist()
             value = float(np.sign(mdp.score(state))) * (1 - 2 * state.to_play)
-            proposals.append(Proposal(actions, np.ones(len(actions)), value, complete=False))
+            proposals.append(Proposal(actions, np.ones(len(actions)), value, complete=every))
         return proposals
 
     return evaluate
@@ -45,13 +45,14 @@ def opened(mdp, seed, moves):
 
 @pytest.mark.parametrize("rule", ["puct", "uct"])
 @pytest.mark.parametrize("best", [None, 1.0])
-@pytest.mark.parametrize(("size", "moves"), [(3, 0), (4, 5), (5, 9)])
-def test_the_compiled_driver_equals_the_one_in_python(rule, best, size, moves):
+@pytest.mark.parametrize("candidates", ["sensible", "all"])
+@pytest.mark.parametrize(("size", "moves"), [(3, 0), (2, 4), (4, 5), (5, 9)])
+def test_the_compiled_driver_equals_the_one_in_python(rule, best, candidates, size, moves):
     mdp = GoMDP(size, komi=0.5)
     state = opened(mdp, size, moves)
     options = SearchOptions(simulations=300, rule=rule, discount=-1.0, best=best)
-    compiled = RolloutSearch(mdp, options, playouts="static").run(state)
-    search = Search(mdp, static(mdp), options)
+    compiled = RolloutSearch(mdp, options, playouts="static", candidates=candidates).run(state)
+    search = Search(mdp, static(mdp, candidates == "all"), options)
     search.start([state])
     (plain,) = search.run()
     assert compiled.actions == plain.actions
@@ -112,6 +113,8 @@ def test_bad_input_is_named():
         RolloutSearch(mdp).run(over)
     with pytest.raises(ValueError, match="playouts"):
         RolloutSearch(mdp, playouts="wild")
+    with pytest.raises(ValueError, match="candidates"):
+        RolloutSearch(mdp, candidates="some")
     with pytest.raises(ValueError, match="rule"):
         RolloutSearch(mdp, SearchOptions(rule="gumbel"))
     with pytest.raises(ValueError, match="simulations"):

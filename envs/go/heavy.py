@@ -62,8 +62,8 @@ _SKIPPED = 26  # of 256: how often the local rules are skipped, so that no playo
 
 
 @inlined
-def matches(ints, cell):
-    """Whether a pattern is there."""
+def around(ints, cell):
+    """Colours of the eight neighbours, row by row, two bits each."""
     stride, code, k = at(ints, STRIDE), np.int64(0), 0
     for row in range(-1, 2):
         for col in range(-1, 2):
@@ -72,7 +72,19 @@ def matches(ints, cell):
                 colour = BORDER if near < 0 or near >= at(ints, SIZE) else colour_at(ints, near)
                 code |= colour << (2 * k)
                 k += 1
+    return code
+
+
+@inlined
+def has_pattern(code):
+    """Whether these colours are those of a pattern."""
     return _TABLE[code]
+
+
+@inlined
+def has_stone(code):
+    """Whether one of these colours is that of a stone."""
+    return (code ^ (code >> 1)) & 0x5555 != 0
 
 
 @inlined
@@ -146,7 +158,7 @@ def _patterns(ints, longs, last, choices):
     for row in range(-1, 2):
         for col in range(-1, 2):
             cell = last + row * at(ints, STRIDE) + col
-            if 0 <= cell < at(ints, SIZE) and colour_at(ints, cell) == EMPTY and matches(ints, cell):
+            if 0 <= cell < at(ints, SIZE) and colour_at(ints, cell) == EMPTY and has_pattern(around(ints, cell)):
                 n = _add(ints, longs, choices, n, cell, True)
     return n
 

@@ -41,7 +41,13 @@ class Game(NamedTuple):
 
 
 class Opponent:
-    """Someone who moves. What is remembered between moves is only speed: a game is told in full."""
+    """Someone who moves. What is remembered between moves is only speed: a game is told in full.
+
+    Attributes:
+        remembers: whether it does remember something of a game, so that games side by side each need a copy of it.
+    """
+
+    remembers = False
 
     def check(self, mdp: GoMDP) -> None:
         """Whether this opponent can play by these rules.
@@ -123,6 +129,8 @@ class GTPOpponent(Opponent):
     Raises:
         ValueError: there is no such program, or an argument is out of range.
     """
+
+    remembers = True
 
     def __init__(self, command: str | Sequence[str], timeout: float = 60.0):
         self.command, self.timeout = split_command(command), check_timeout(timeout)
@@ -229,7 +237,7 @@ def _opponent(opponent: Any) -> Opponent:
     if isinstance(opponent, Opponent):
         return opponent
     if isinstance(opponent, str):
-        return GTPOpponent(opponent)
+        return search_named(opponent) or GTPOpponent(opponent)
     if hasattr(opponent, "predict"):
         return AgentOpponent(opponent)
     if callable(opponent):
@@ -237,8 +245,21 @@ def _opponent(opponent: Any) -> Opponent:
     raise _no_opponent(opponent)
 
 
+def search_named(name: str) -> Opponent | None:
+    """The player that searches if it is named so, `mcts` or `mcts:option=value,…`.
+
+    Raises:
+        ValueError: an option of it that there is not, or a value that it cannot have.
+    """
+    if name.partition(":")[0] != "mcts":
+        return None
+    from llmgym.envs.go.search_player import SearchOpponent, SearchSettings  # its kernels are loaded when they are used
+
+    return SearchOpponent(SearchSettings.parse(name))
+
+
 def _no_opponent(opponent: Any, why: str = "") -> ValueError:
-    kinds = '"random", "light", the command line of a GTP engine, a function or an agent'
+    kinds = '"random", "light", "mcts", the command line of a GTP engine, a function or an agent'
     return ValueError(f"opponent must be {kinds}, got {opponent!r}{why}")
 
 

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmgym.envs.go.duels import Duels
-from llmgym.envs.go.opponents import AgentOpponent, GTPOpponent, Opponent, OpponentFailed
+from llmgym.envs.go.opponents import AgentOpponent, Opponent, OpponentFailed
 from llmgym.envs.go.streams import Streams
 
 Reply = int | OpponentFailed | None  # an action, why there is none, or None to resign
 
 
 class Replies:
-    """The opponents of N rows. A GTP engine becomes one process a row, started when its row needs it."""
+    """The opponents of N rows: one for all, or one a row where it remembers its game (an engine starts when its row
+    needs it)."""
 
     def __init__(self, opponent: Opponent, rows: int):
-        engines = isinstance(opponent, GTPOpponent)
-        self._opponents = [copy.copy(opponent) if engines else opponent for _ in range(rows)]
+        own = opponent.remembers
+        self._opponents = [copy.copy(opponent) if own else opponent for _ in range(rows)]
 
     def start(self, row: int, games: Duels) -> OpponentFailed | None:
         """Begin a game; the failure, if there is one."""

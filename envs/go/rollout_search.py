@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
+from llmgym.envs.go.bias import WEIGHTS
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.rollouts import HEAVY, LIGHT, STATIC, search
 from llmgym.envs.go.rules import check_whole
@@ -17,7 +19,10 @@ from llmgym.search.forest import numbers, widened
 from llmgym.search.tree import EDGE, NODE, ROOT, reroot
 
 PLAYOUTS = {"light": LIGHT, "heavy": HEAVY, "static": STATIC}
-_EDGES_PER_NODE = 40  # most nodes are visited once and get no edges; a tree without room for more still counts
+CANDIDATES = ("sensible", "all")
+_EDGES_PER_NODE = 60  # most nodes are visited once and get no edges; a tree without room for more still counts
+_MOST_NODES, _MOST_EDGES = 1 << 21, 1 << 23  # of a tree: half a gigabyte; then it grows no more, but still counts
+_SLICE = 0.05  # seconds between two looks at the clock, at most
 
 
 class RolloutSearch:
@@ -41,22 +46,48 @@ class RolloutSearch:
         options: SearchOptions = SearchOptions(simulations=1000, rule="rave", best=1.0),  # noqa: B008 (frozen)
         *,
         playouts: str = "light",
+        candidates: str = "sensible",
+        prior: float = 1.0,
         threads: int = 1,
         seed: int = 0,
     ):
         if playouts not in PLAYOUTS:
             raise ValueError(f"playouts must be one of {', '.join(PLAYOUTS)}, got {playouts!r}")
+        if candidates not in CANDIDATES:
+            raise ValueError(f"candidates must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
         if options.rule == "gumbel":
             raise ValueError("rule of a search with playouts must be puct, uct or rave, got 'gumbel'")
         check_whole("threads", threads, 1, 1024)
         self.mdp, self.options, self.threads = mdp, replace(options, discount=-1.0), threads
         self._kind, self._numbers = PLAYOUTS[playouts], numbers(self.options)
-        self._seeds = np.random.default_rng(seed).integers(0, 2**64, (threads, 1), np.uint64)
+        self._every, self._weights = candidates == "all", prior * WEIGHTS
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
-        self._allocate()
+        self.seed(seed)
+        self.forget()
 
-    def run(self, state: GoState, simulations: int | None = None) -> Result:
+    def seed(self, seed: int) -> None:
+        """Draw the next playouts by this seed."""
+        self._seeds = np.random.default_rng(seed).integers(0, 2**64, (self.threads, 1), np.uint64)
+
+    def forget(self) -> None:
+        """The next search begins with an empty tree, and the memory of this one is free."""
+        self.nodes, self.edges = np.zeros((self.threads, 0), NODE), np.zeros((self.threads, 0), EDGE)
+        self.counts = np.zeros((self.threads, 2), np.int32)
+        self._root: GoState | None = None
+
+    def close(self) -> None:
+        """End the threads; nothing can be searched any more."""
+        self.forget()
+        if self._pool:
+            self._pool.shutdown()
+
+    def run(self, state: GoState, simulations: int | None = None, seconds: float | None = None) -> Result:
         """Search from a state; what earlier runs found below it counts if the state has been reached from theirs.
+
+        Args:
+            state: the root.
+            simulations: of all threads together; None: those of the options.
+            seconds: search for so long instead, or until the root is proven.
 
         Raises:
             NoLegalAction: the game is over.
@@ -66,30 +97,44 @@ class RolloutSearch:
         budget = self.options.simulations if simulations is None else simulations
         check_whole("simulations", budget, 1, 2**31)
         self._follow(state)
-        shares = [budget // self.threads + (i < budget % self.threads) for i in range(self.threads)]
+        if seconds is None:
+            self._simulate(state, budget)
+        else:
+            self._think(state, seconds)
+        return self._result()
+
+    def _think(self, state: GoState, seconds: float) -> None:
+        """Slices of simulations until the time is spent."""
+        began, done, portion = time.perf_counter(), 0, 16 * self.threads
+        while (spent := time.perf_counter() - began) < seconds:
+            if done:
+                portion = max(self.threads, int(done / spent * min(_SLICE, seconds - spent)))
+            self._simulate(state, portion)
+            done += portion
+            if not np.isnan(self.nodes["exact"][:, ROOT]).all():
+                return
+
+    def _simulate(self, state: GoState, simulations: int) -> None:
+        """Grow all trees, each on its thread."""
+        shares = [simulations // self.threads + (i < simulations % self.threads) for i in range(self.threads)]
         self._reserve(max(shares))
         jobs = [(i, share) for i, share in enumerate(shares) if share > 0]
         waiting = [self._pool.submit(self._grow, state, *job) for job in jobs[1:]] if self._pool else []
         self._grow(state, *jobs[0])
         for future in waiting:
             future.result()
-        return self._result()
 
     def _grow(self, state: GoState, tree: int, simulations: int) -> None:
-        komi = float(self.mdp.rules.komi)
-        arrays = (self.nodes[tree], self.edges[tree], self.counts[tree])
-        search(*arrays, state.ints, state.longs, komi, self._numbers, self._kind, self._seeds[tree], simulations)
-
-    def _allocate(self) -> None:
-        self.nodes, self.edges = np.zeros((self.threads, 0), NODE), np.zeros((self.threads, 0), EDGE)
-        self.counts = np.zeros((self.threads, 2), np.int32)
-        self._root: GoState | None = None
+        komi, arrays = float(self.mdp.rules.komi), (self.nodes[tree], self.edges[tree], self.counts[tree])
+        asked = (komi, self._numbers, self._kind, self._every, self._weights, self._seeds[tree], simulations)
+        search(*arrays, state.ints, state.longs, *asked)
 
     def _reserve(self, simulations: int) -> None:
-        nodes, edges = self.counts.max(axis=0).tolist()
-        self.nodes = widened(self.nodes, nodes + simulations + 1)
-        self.edges = widened(self.edges, edges + (simulations + 1) * min(_EDGES_PER_NODE, self.mdp.rules.points + 1))
-        self.edges = widened(self.edges, edges + 2 * (self.mdp.rules.points + 1))
+        """Room for so many more simulations in every tree, and twice that where the arrays must be copied."""
+        width, (nodes, edges) = self.mdp.rules.points + 1, self.counts.max(axis=0).tolist()
+        wanted = nodes + simulations + 1, edges + (simulations + 1) * min(_EDGES_PER_NODE, width) + 2 * width
+        self.nodes = _widened(self.nodes, wanted[0], _MOST_NODES)
+        self.edges = _widened(self.edges, wanted[1], _MOST_EDGES)
 
     def _follow(self, state: GoState) -> None:
         """Move the roots along the moves that lead from the last state to this one, or begin anew."""
@@ -166,3 +211,10 @@ class RolloutSearch:
         value = 1.0 if won else float(totals.sum() / max(visits.sum(), 1))
         priors, policy = np.full(len(actions), 1 / len(actions)), visits / max(visits.sum(), 1)
         return Result(actions.tolist(), visits, values, priors, policy, value, index, won)
+
+
+def _widened(array: np.ndarray, columns: int, most: int) -> np.ndarray:
+    """An array [threads, n] with so many columns, if that is not more than the most."""
+    if columns <= array.shape[1]:
+        return array
+    return widened(array, min(most, max(columns, 2 * array.shape[1])))

@@ -6,6 +6,7 @@ import numpy as np
 
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
+from llmgym.envs.go.bias import impress
 from llmgym.envs.go.board import advance, at, cell_of, write_mask
 from llmgym.envs.go.heavy import play_heavy
 from llmgym.envs.go.layout import COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY
@@ -59,10 +60,19 @@ def credit_way(nodes, edges, node, came, outcome, depth, mover):
 
 
 @inlined
-def open_node(nodes, edges, counts, node, ints, longs, mask):
-    """Give a node its edges: legal moves that fill no own eye, or else the pass, with equal priors."""
+def write_candidates(ints, longs, every, mask):
+    """Moves that the tree tries: all legal ones, or those that fill no own eye and the pass."""
     write_mask(ints, longs, mask)
-    spare_eyes(ints, mask)
+    if not every and at(ints, ENDING) == 0:
+        spare_eyes(ints, mask)
+        mask[mask.shape[0] - 1] = True
+
+
+@inlined
+def open_node(nodes, edges, counts, node, ints, longs, taste, mask):
+    """Give a node its edges, with equal priors, and with first impressions if RAVE reads them."""
+    rave, every, weights = taste
+    write_candidates(ints, longs, every, mask)
     first, degree = np.int64(counts[1]), 0
     for action in range(mask.shape[0]):
         if mask[action]:
@@ -71,8 +81,10 @@ def open_node(nodes, edges, counts, node, ints, longs, mask):
             degree += 1
     for edge in range(first, first + degree):
         edges[edge].prior = 1.0 / degree
-    nodes[node].first, nodes[node].degree = first, degree
+    nodes[node].first, nodes[node].degree, nodes[node].complete = first, degree, every
     counts[1] = first + degree
+    if rave:
+        impress(edges, first, degree, ints, longs, weights)
 
 
 @inlined
@@ -85,17 +97,21 @@ def hang(nodes, edges, counts, edge, ints, komi, area):
 
 
 @inlined
-def walk(nodes, edges, counts, ints, longs, komi, numbers, start, came, mask, area, policy):
-    """Down the tree to a node that is new, over, or out of room for edges; the board goes along. Returns the node."""
+def walk(nodes, edges, counts, ints, longs, komi, numbers, taste, start, came, mask, area, policy):
+    """Down the tree to a node that is new, over, proven, or out of room for edges; the board goes along.
+
+    Returns:
+        The node.
+    """
     node = np.int64(ROOT)
     while True:
         nodes[node].flight += 1
-        over = at(ints, ENDING) > 0
+        over = at(ints, ENDING) > 0 or (nodes[node].exact == nodes[node].exact and node != ROOT)
         full = nodes[node].degree == 0 and counts[1] + mask.shape[0] > edges.shape[0]
         if over or full or counts[0] == nodes.shape[0]:
             return node
         if nodes[node].degree == 0:
-            open_node(nodes, edges, counts, node, ints, longs, mask)
+            open_node(nodes, edges, counts, node, ints, longs, taste, mask)
         nodes[node].flight -= 1  # a choice does not see the visit that it is for
         edge = choose(nodes, edges, node, numbers, policy)
         nodes[node].flight += 1
@@ -106,16 +122,30 @@ def walk(nodes, edges, counts, ints, longs, komi, numbers, start, came, mask, ar
         node = np.int64(edges[edge].child)
 
 
+@inlined
+def play_on(ints, longs, kind, seed, choices, came, start):
+    """A playout to the end of the game."""
+    while kind != STATIC and at(ints, ENDING) == 0:
+        if kind == HEAVY:
+            play_heavy(ints, longs, seed, choices)
+        else:
+            play_light(ints, longs, seed)
+        note(ints, came, start)
+
+
 @kernel
-def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, seed, simulations):
+def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, every, weights, seed, simulations):
     """Grow one tree by so many simulations from a board that stays as it is.
 
     Args:
         nodes, edges, counts: [M], [E] and int32 [2]; empty at first, or what `reroot` has left.
         numbers: see `llmgym.search.forest.numbers`.
         kind: LIGHT, HEAVY or STATIC.
+        every: whether all legal moves are candidates; see `write_candidates`.
+        weights: of first impressions, see `llmgym.envs.go.bias`; only RAVE reads them.
         seed: uint64 [1], advanced.
     """
+    taste = (numbers[0] == RAVE, every, weights)
     points = at(root_ints, ROWS) * at(root_ints, COLS)
     ints, longs = np.empty_like(root_ints), np.empty_like(root_longs)
     mask, area, policy = np.empty(points + 1, np.bool_), np.empty(points, np.uint8), np.empty(points + 1)
@@ -125,16 +155,13 @@ def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, see
         if counts[0] == 0:
             node = hang(nodes, edges, counts, -1, ints, komi, area)
         else:
-            node = walk(nodes, edges, counts, ints, longs, komi, numbers, start, came, mask, area, policy)
+            node = walk(nodes, edges, counts, ints, longs, komi, numbers, taste, start, came, mask, area, policy)
         mover, depth = at(ints, TO_PLAY), at(ints, MOVES) - start
-        while kind != STATIC and at(ints, ENDING) == 0:
-            if kind == HEAVY:
-                play_heavy(ints, longs, seed, choices)
-            else:
-                play_light(ints, longs, seed)
-            note(ints, came, start)
-        outcome = result(ints, area, komi)
-        if nodes[node].exact != nodes[node].exact:
+        if at(ints, ENDING) == 0 and nodes[node].exact == nodes[node].exact and node != ROOT:
+            outcome = nodes[node].exact if mover == 0 else -nodes[node].exact
+        else:
+            play_on(ints, longs, kind, seed, choices, came, start)
+            outcome = result(ints, area, komi)
             nodes[node].value = outcome if mover == 0 else -outcome
         back_up(nodes, edges, node, numbers)
         if numbers[0] == RAVE:

@@ -53,10 +53,10 @@ class PlayOptions:
 class MatchOptions:
     """Play a match between A and B.
 
-    A player is random, light, a folder that an agent saved, or the command line of a GTP engine in quotes. The referee
-    scores by area with every stone alive, so engines must capture what is dead: GNU Go needs --chinese-rules and
-    --capture-all-dead. An illegal move loses the game; an engine that crashes, does not answer or answers nonsense
-    voids it and is started anew.
+    A player is random, light, mcts (a search; mcts:simulations=5000,threads=2 sets its options), a folder that an agent
+    saved, or the command line of a GTP engine in quotes. The referee scores by area with every stone alive, so engines
+    must capture what is dead: GNU Go needs --chinese-rules and --capture-all-dead. An illegal move loses the game; an
+    engine that crashes, does not answer or answers nonsense voids it and is started anew.
     """
 
     a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]  # a player, Black in the first game

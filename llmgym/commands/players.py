@@ -12,12 +12,12 @@ import numpy as np
 
 from llmgym.envs.go.gtp_process import split_command
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPOpponent, Opponent
+from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPOpponent, Opponent, search_named
 from llmgym.envs.go.rules import GoRules
 from llmgym.files import read_json
 
 Ko = Literal["simple", "positional", "situational"]
-CHOICES = "random, light, a folder that an agent saved, or the command line of a GTP engine"
+CHOICES = "random, light, mcts, a folder that an agent saved, or the command line of a GTP engine"
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def make_player(name: str, timeout: float = 60.0) -> Opponent:
         return FunctionOpponent(lambda mdp, state, rng: mdp.random_move(state, rng))
     if name == "light":
         return FunctionOpponent(lambda mdp, state, rng: mdp.light_move(state, rng))
+    if (search := search_named(name)) is not None:
+        return search
     folder = _policy_folder(name) if name else None
     if folder is not None:
         return PolicyPlayer(folder)

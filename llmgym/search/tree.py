@@ -119,19 +119,18 @@ def best_uct(nodes, edges, node, numbers):
 
 @inlined
 def best_rave(nodes, edges, node, numbers):
-    """The edge that maximises (1 - β) q + β q_all, β = sqrt(k / (3N + k)), + c sqrt(ln N / n); Gelly & Silver 2011."""
+    """The edge that maximises (1 - β) q + β q_all + c sqrt(ln N / n), β = m / (m + n + m n / k): with few visits n it
+    leans on its m all-moves-as-first simulations. After Gelly & Silver 2011, section 4.3, with 1 / k for 4 b²."""
     it = nodes[node]
-    visits = it.visits + it.flight
-    log, beta = math.log(max(visits, 1)), math.sqrt(numbers[_EQUIVALENCE] / (3 * visits + numbers[_EQUIVALENCE]))
+    log, k = math.log(max(it.visits + it.flight, 1)), numbers[_EQUIVALENCE]
     best, best_score = -1, -math.inf
     for edge in range(it.first, it.first + it.degree):
-        n, n_all = edge_visits(nodes, edges, edge), edges[edge].all_visits
-        if n == 0:
-            score = edges[edge].all_total / n_all if n_all > 0 else math.inf
-        else:
-            q, share = edge_value(nodes, edges, edge, numbers), beta if n_all > 0 else 0.0
-            q_all = edges[edge].all_total / n_all if n_all > 0 else 0.0
-            score = (1 - share) * q + share * q_all + numbers[_UCT] * math.sqrt(log / n)
+        n, m = edge_visits(nodes, edges, edge), edges[edge].all_visits
+        score = edges[edge].all_total / m if m > 0 else math.inf
+        if n > 0:
+            beta = m / (m + n + m * n / k)
+            q = edge_value(nodes, edges, edge, numbers)
+            score = (beta * score if m > 0 else 0.0) + (1 - beta) * q + numbers[_UCT] * math.sqrt(log / n)
         if edges[edge].child != PENDING and (best < 0 or score > best_score):
             best, best_score = edge, score
     return best

@@ -1,0 +1,133 @@
+"""`SearchOpponent`: a player that searches with playouts, and its name on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.opponents import Game, Opponent
+from llmgym.envs.go.rollout_search import CANDIDATES, RolloutSearch
+from llmgym.envs.go.rules import check_number, check_whole
+from llmgym.search import SearchOptions
+
+RULES = ("rave", "uct", "puct")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a `SearchOpponent` searches; on the command line `mcts:simulations=5000,threads=2`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    simulations: int = 1000  # of a move, all threads together
+    seconds: float = 0.0  # of a move; above 0 it takes the place of simulations, and games do not repeat
+    playouts: str = "heavy"  # heavy (atari, 3x3 patterns, no self-atari) or light
+    rule: str = "rave"  # rave, uct or puct
+    threads: int = 1  # each with a tree of its own
+    c_uct: float = 0.0  # weight of the bonus for few visits; 0 leaves exploring to rave, which the others cannot
+    rave: float = 3000.0  # visits at which a mean weighs as much as the all-moves-as-first one
+    prior: float = 1.0  # weight of what moves look like before they are tried (only with rave)
+    candidates: str = "sensible"  # sensible (no own eye is filled) or all (which small boards need to be solved)
+    reuse: bool = True  # whether the tree is kept from move to move
+
+    def __post_init__(self):
+        check_whole("simulations", self.simulations, 1, 2**31 - 1)
+        check_whole("threads", self.threads, 1, 1024)
+        for name, choices in (("playouts", ("light", "heavy")), ("rule", RULES), ("candidates", CANDIDATES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("seconds", "c_uct", "rave", "prior"):
+            check_number(name, getattr(self, name))
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+
+    @classmethod
+    def parse(cls, name: str) -> SearchSettings:
+        """The settings in `mcts:option=value,…`.
+
+        Raises:
+            ValueError: an option that there is not, or a value that it cannot have.
+        """
+        told: dict[str, Any] = {}
+        for word in name.partition(":")[2].split(",") if ":" in name else ():
+            option, _, value = (part.strip() for part in word.partition("="))
+            if option not in _READERS:
+                raise ValueError(f"mcts has no option {option!r}: choose {', '.join(_READERS)}")
+            if option in told:
+                raise ValueError(f"{option} of mcts is given twice in {name!r}")
+            told[option] = _read(option, value)
+        return cls(**told)
+
+
+class SearchOpponent(Opponent):
+    """UCT or RAVE with compiled playouts; it plays the most visited move, or one that is proven to win.
+
+    Its playouts are drawn by the generator that `move` is given. The tree is kept between the moves of a game, which
+    is no more than speed where nothing else is asked for: a game restored in its middle goes on with a new tree, and
+    may go on otherwise; with `reuse=False` it does not.
+    """
+
+    remembers = True
+
+    def __init__(self, settings: SearchSettings = SearchSettings()):
+        self.settings = settings
+        self._search: RolloutSearch | None = None
+
+    def start(self, game: Game) -> None:
+        """A new game needs a new tree."""
+        if self._search is not None:
+            self._search.forget()
+
+    def move(self, game: Game, rng: np.random.Generator) -> int:
+        """The move that a search finds."""
+        search = self._prepared(game.mdp)
+        search.seed(int(rng.integers(2**63)))
+        return search.run(game.state, seconds=self.settings.seconds or None).action
+
+    def close(self) -> None:
+        """Free the tree and its threads."""
+        if self._search is not None:
+            self._search.close()
+        self._search = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_search": None}  # a copy grows trees of its own
+
+    def _prepared(self, mdp: GoMDP) -> RolloutSearch:
+        if self._search is not None and self._search.mdp.rules != mdp.rules:
+            self.close()
+        if self._search is None:
+            self._search = _search(mdp, self.settings)
+        elif not self.settings.reuse:
+            self._search.forget()
+        return self._search
+
+
+def _search(mdp: GoMDP, settings: SearchSettings) -> RolloutSearch:
+    options = SearchOptions(
+        simulations=settings.simulations,
+        rule=settings.rule,
+        c_uct=settings.c_uct,
+        rave_equivalence=max(settings.rave, 1e-9),
+        best=1.0,
+    )
+    shape = {"playouts": settings.playouts, "candidates": settings.candidates, "prior": settings.prior}
+    return RolloutSearch(mdp, options, threads=settings.threads, **shape)  # type: ignore[arg-type]
+
+
+def _read(option: str, value: str) -> Any:
+    kind = _READERS[option]
+    try:
+        return {"True": True, "true": True, "False": False, "false": False}[value] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise ValueError(f"{option} of mcts must be {wanted}, got {value!r}") from None
+
+
+_READERS: dict[str, Callable] = {field.name: type(field.default) for field in fields(SearchSettings)}
