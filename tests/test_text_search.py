@@ -323,3 +323,48 @@ def test_the_search_beats_one_sample_for_the_same_tokens():
     spent = policy.counters.forward_tokens / len(states)
     one = np.mean([answer.is_success for answer in greedy(reader, states)])
     assert solved >= 0.9 > one and spent < 120
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_played_move_by_move_a_tree_is_kept_and_nothing_is_read_twice(level):
+    mdp = four_mdp(**LEVELS[level])
+    policy = lm_policy(mdp)
+    oracle = Oracle(mdp, PROBLEM, policy)
+    values, best = oracle.values(), oracle.returns.max().item()
+    exact = lambda states: [values[state] for state in states]  # noqa: E731
+    reader, search, result = searched(mdp, exact, 64, policy, 400, rule="uct", c_uct=10.0, best=best)
+    state = search.forest.roots[0]
+    while True:
+        after = mdp.transition(state, result.action)
+        if mdp.terminal(after):
+            break
+        search.advance([result.index])
+        assert search.forest.roots[0] == after
+        (result,), state = search.run(50), after
+    assert mdp.reward(state, result.action, after) == best
+    assert policy.counters.forward_tokens == len(reader.texts)
+
+
+def test_several_trees_and_leaves_share_one_tree_of_texts():
+    mdp = four_mdp(block_size=2)
+    policy = lm_policy(mdp)
+    reader = TextReader(policy, mdp)
+    search = Search(mdp, TextEvaluator(reader, 3, zero), SearchOptions(leaves=4, rule="uct"))
+    search.start([mdp.start(PROBLEM), mdp.start(Problem("aa=", "a")), mdp.start(PROBLEM)])
+    one, other, same = search.run(20)
+    assert one.visits.sum() == other.visits.sum() == same.visits.sum() == 20
+    np.testing.assert_array_equal(one.visits, same.visits)  # the same problem was paid once
+    texts = [state.tokens for states in search.forest.states for state in states if not mdp.terminal(state)]
+    assert (
+        prefixes(texts) <= set(map(tuple, known_texts(reader))) and len(reader.texts) == reader.counters.forward_tokens
+    )
+
+
+def known_texts(reader):
+    """Every text of the tree."""
+    tokens = {child: (key >> 32, key & 0xFFFFFFFF) for key, child in reader.texts._children.items()}
+    texts: dict[int, tuple[int, ...]] = {-1: ()}
+    for node in sorted(tokens):
+        parent, token = tokens[node]
+        texts[node] = (*texts[parent], token)
+    return [text for text in texts.values() if text]

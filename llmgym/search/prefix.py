@@ -16,10 +16,10 @@ from torch import Tensor
 
 from llmgym.counters import Counters
 from llmgym.decoder import IncrementalDecoder, Prediction
-from llmgym.forward import FullForward
+from llmgym.forward import CachedForward, FullForward
 from llmgym.slots import Where
 
-GATHERED = 1 << 18  # cache places that one pass looks at: memory
+GATHERED = 1 << 15  # cache places that one pass looks at: memory
 
 
 class PrefixReader:
@@ -97,8 +97,8 @@ class PrefixReader:
             paths = self._paths[first + done :]
             size = max(GATHERED // max(map(len, paths)), 1)
             part, paths = tokens[done : done + size], paths[:size]
-            always = not hasattr(self.forward, "layers")
-            logits, hidden = self.forward.read(PathWhere(part, paths, self._like, always_mask=always))
+            where = PathWhere(part, paths, self._like, always_mask=isinstance(self.forward, CachedForward))
+            logits, hidden = self.forward.read(where)
             self._keep(first + done, logits, hidden)
             self.counters.forward_passes += 1
             self.counters.forward_tokens += len(part)
