@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -166,6 +169,9 @@ def test_tic_tac_toe_and_a_walk_alone_are_learnt():
     records = []
     agent.learn(total_timesteps=400, callback=lambda agent, metrics, games: records.append(metrics))
     assert records[-1]["strength"] > 0 and np.isfinite(records[-1]["loss"])
+    page = (Path(__file__).parent.parent / "docs" / "agents" / "mcts.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page.split("## What is logged")[1], re.M)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == set(records[-1])
     alone = MCTS("MlpPolicy", MDPEnv(Corridor()), **SMALL).learn(total_timesteps=400)
     assert strength(alone.mdp, alone.evaluator, alone.options, "random", 4, np.random.default_rng(0)) == 1.0
 
@@ -258,11 +264,12 @@ def test_a_network_is_asked_once_for_all_states():
     assert policy.counters.forward_passes == 1
     for row, state in enumerate(states):
         legal = np.flatnonzero(mdp.mask(state))
-        assert told.actions[row] == legal.tolist()
+        assert told.actions[row].tolist() == legal.tolist()
         with torch.no_grad():
             outputs, value = policy.net(torch.from_numpy(mdp.observation(state)[None]).float())
         expected = outputs[0, legal].softmax(0).numpy()
-        np.testing.assert_allclose(told.priors[row, : len(legal)], expected, atol=1e-6)
+        priors = told.priors[row, : len(legal)]
+        np.testing.assert_allclose(priors / priors.sum(), expected, atol=1e-6)
         assert told.values[row] == pytest.approx(float(value.clamp(-1, 1)), abs=1e-5)
     half = NetEvaluator(mdp, policy, "clip", bfloat16=True)(states)
     np.testing.assert_allclose(half.priors, told.priors, atol=0.02)

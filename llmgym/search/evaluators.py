@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmgym.mdp import MDP, NoLegalAction
+from llmgym.mdp import MDP
 from llmgym.nets import NetPolicy
 from llmgym.search.proposals import Proposals, of_legal_actions
 
@@ -32,13 +32,9 @@ class UniformEvaluator:
         self.mdp = mdp
 
     def __call__(self, states: list[Any]) -> Proposals:
-        """n states -> n proposals.
-
-        Raises:
-            NoLegalAction: a state without a legal action.
-        """
-        masks = allowing(np.stack([self.mdp.mask(state) for state in states]))
-        return of_legal_actions(masks, masks.astype(np.float64), np.array([self.value(state) for state in states]))
+        """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
+        masks = np.stack([self.mdp.mask(state) for state in states])
+        return of_legal_actions(masks, np.zeros(masks.shape), np.array([self.value(state) for state in states]))
 
     def value(self, state: Any) -> float:
         """What a state is worth to its player to move."""
@@ -108,32 +104,26 @@ class NetEvaluator:
         self.net = net if self.dtype == self.policy.dtype else copy.deepcopy(net).to(self.dtype)
 
     def __call__(self, states: list[Any]) -> Proposals:
-        """n states -> n proposals.
-
-        Raises:
-            NoLegalAction: a state without a legal action.
-        """
+        """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
         observations, masks = self.look(states)
-        return of_legal_actions(masks, *self.evaluate(observations, masks))
+        return of_legal_actions(masks, *self.evaluate(observations))
 
     def look(self, states: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Observations as the policy encodes them, [n, …], and masks bool [n, K]."""
-        seen, masks = viewed(self.mdp, states)
-        return np.ascontiguousarray(self.policy.encode(seen)), masks
+        seen, masks = self.mdp.views(states)
+        return np.ascontiguousarray(self.policy.encode(batched(seen))), masks
 
     @torch.inference_mode()
-    def evaluate(self, observations: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Priors float64 [n, K], 0 where the mask is False, and values float64 [n].
+    def evaluate(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs of the actor float [n, K], and values [n].
 
         Args:
             observations: as `look` gives them, [n, …].
-            masks: bool [n, K].
         """
         self.policy.counters.forward_passes += 1
         outputs, values = self.net(network_input(self.policy, observations, self.dtype))
-        forbidden = torch.from_numpy(~masks).to(self.policy.device)
-        priors = outputs.double().masked_fill_(forbidden, -torch.inf).softmax(-1)
-        return priors.cpu().numpy(), self.bound(values.double()).cpu().numpy()
+        found = torch.cat([outputs, self.bound(values)[:, None]], 1).to("cpu", torch.float64).numpy()
+        return found[:, :-1], found[:, -1]
 
 
 def network_input(policy: NetPolicy, observations: np.ndarray, dtype: torch.dtype) -> Tensor:
@@ -144,27 +134,10 @@ def network_input(policy: NetPolicy, observations: np.ndarray, dtype: torch.dtyp
     return x if policy.encode.scale == 1.0 else x / policy.encode.scale
 
 
-def viewed(mdp: MDP, states: list[Any]) -> tuple[Any, np.ndarray]:
-    """Observations, batched as a vector environment's, and masks bool [n, K] of states that are not terminal.
-
-    Raises:
-        NoLegalAction: a state without a legal action.
-    """
-    seen, masks = mdp.views(states)
-    allowing(masks)
-    if isinstance(seen, np.ndarray):
-        return seen, masks
-    if isinstance(seen[0], dict):
-        return {key: np.stack([one[key] for one in seen]) for key in seen[0]}, masks
-    return np.stack(seen), masks
-
-
-def allowing(masks: np.ndarray) -> np.ndarray:
-    """The masks, bool [n, K].
-
-    Raises:
-        NoLegalAction: one of them allows nothing.
-    """
-    if not masks.any(1).all():
-        raise NoLegalAction("a mask forbids every action of a state that is not terminal")
-    return masks
+def batched(observations: Any) -> Any:
+    """Observations of many states as a vector environment gives them."""
+    if isinstance(observations, np.ndarray):
+        return observations
+    if isinstance(observations[0], dict):
+        return {key: np.stack([one[key] for one in observations]) for key in observations[0]}
+    return np.stack(observations)

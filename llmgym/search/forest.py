@@ -37,8 +37,13 @@ class Forest:
     """
 
     def __init__(self, options: SearchOptions, trees: int):
-        self.numbers, self.trees, self.width = numbers(options), trees, 1
+        self.numbers, self.trees = numbers(options), trees
         self.nodes, self.edges = np.zeros((trees, 0), NODE), np.zeros((trees, 0), EDGE)
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to no tree at all; memory is kept, which the next trees need not ask for page by page."""
+        trees, self.width = self.trees, 1
         self.counts = np.zeros((trees, 2), np.int32)
         self.states: list[list[Any]] = [[] for _ in range(trees)]
         self.actions: list[list[Sequence[Any]]] = [[] for _ in range(trees)]

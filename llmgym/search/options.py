@@ -19,7 +19,7 @@ class SearchOptions:
     rule: str = "puct"  # "puct", "uct" (UCB1, priors ignored), "gumbel" (sequential halving at the root), "rave" (Go)
     discount: float = 1.0  # of a return, one step on; -1 where two players alternate in a zero-sum game
     c_base: float = 19652.0  # PUCT: c = ln((N + c_base + 1) / c_base) + c_init
-    c_init: float = 1.25
+    c_init: float = 1.25  # see c_base
     c_uct: float = 1.0  # UCB1: q + c_uct sqrt(ln N / n)
     rave_equivalence: float = 3000.0  # RAVE: visits at which a mean weighs as much as the all-moves-as-first one
     fpu_reduction: float = 0.0  # an unvisited child is worth its parent's mean less this times sqrt(visited prior)
@@ -29,7 +29,7 @@ class SearchOptions:
     virtual_loss: float = 1.0  # a visit under way counts as one that lost so much
     considered: int = 16  # Gumbel: root actions that sequential halving begins with
     c_visit: float = 50.0  # Gumbel: σ(q) = (c_visit + max N) c_scale q
-    c_scale: float = 1.0
+    c_scale: float = 1.0  # see c_visit; smaller where values are noisy
     best: float | None = None  # the highest possible return; with it, wins are proven and passed up
 
     def __post_init__(self):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmgym.compiled import kernel
+from llmgym.mdp import NoLegalAction
 
 
 class SearchError(ValueError):
@@ -98,27 +99,35 @@ def normalise(priors, degrees):
     return -1
 
 
-def of_legal_actions(masks: np.ndarray, priors: np.ndarray, values: np.ndarray) -> Proposals:
-    """Proposals of all actions that masks allow: bool [n, K], float64 [n, K], float64 [n]."""
-    actions, packed, degrees = np.empty(masks.shape, np.int64), np.empty(masks.shape), np.empty(len(masks), np.int64)
-    pack(masks, priors, actions, packed, degrees)
-    rows: Any = actions.tolist()
-    candidates: list[Sequence[Any]] = [row[:k] for row, k in zip(rows, degrees.tolist(), strict=True)]
-    return Proposals(candidates, packed, values, np.ones(len(masks), bool))
+def of_legal_actions(masks: np.ndarray, logits: np.ndarray, values: np.ndarray) -> Proposals:
+    """Proposals of all actions that masks allow, priors their softmax: bool [n, K], floats [n, K], floats [n].
+
+    Raises:
+        NoLegalAction: a mask that allows nothing.
+    """
+    actions, priors, degrees = np.empty(masks.shape, np.int64), np.empty(masks.shape), np.empty(len(masks), np.int64)
+    pack(masks, logits, actions, priors, degrees)
+    if not degrees.all():
+        raise NoLegalAction("a mask forbids every action of a state that is not terminal")
+    candidates: list[Any] = [row[:k] for row, k in zip(actions, degrees.tolist(), strict=True)]
+    return Proposals(candidates, priors, values, np.ones(len(masks), bool))
 
 
 @kernel
-def pack(masks, priors, actions, packed, degrees):
-    """Legal actions and their priors to the front of their rows: see `of_legal_actions`."""
+def pack(masks, logits, actions, priors, degrees):
+    """Legal actions and their priors to the front of their rows: see `of_legal_actions`; NaN where a logit is none."""
     for i in range(masks.shape[0]):
-        n = 0
+        n, top = 0, -math.inf
         for k in range(masks.shape[1]):
             if masks[i, k]:
-                actions[i, n], packed[i, n] = k, priors[i, k]
+                actions[i, n], priors[i, n] = k, logits[i, k]
+                top = max(top, priors[i, n])
                 n += 1
         degrees[i] = n
+        for k in range(n):
+            priors[i, k] = math.exp(priors[i, k] - top)
         for k in range(n, masks.shape[1]):
-            actions[i, k], packed[i, k] = 0, 0.0
+            actions[i, k], priors[i, k] = 0, 0.0
 
 
 def among(proposals: Proposals, rows: Sequence[int], n: int) -> Proposals:

@@ -52,12 +52,15 @@ class Search(Generic[State]):
 
     def __init__(self, mdp: MDP, evaluate: Evaluate, options: SearchOptions = SearchOptions()):  # noqa: B008 (frozen)
         self.mdp, self.evaluate, self.options = mdp, evaluate, options
+        self.forest = Forest(options, 0)
 
     def start(self, states: Sequence[State], rng: np.random.Generator | None = None) -> None:
         """Plant trees at these states; `rng` is needed for noise and for Gumbel."""
         if any(self.mdp.terminal(state) for state in states):
             raise NoLegalAction("a search needs roots that are not terminal")
-        self.forest = Forest(self.options, len(states))
+        if self.forest.trees != len(states):
+            self.forest = Forest(self.options, len(states))
+        self.forest.clear()
         self.evaluations = 0  # states that the evaluator was asked about
         proposals = self._ask(list(states))
         everyone = np.arange(len(states))
@@ -153,15 +156,10 @@ class Search(Generic[State]):
 
     def _halve(self, budget: int, left: np.ndarray, roots: np.ndarray) -> None:
         """Root edges by sequential halving."""
-        degrees = self.forest.degrees()
-        wanted = np.array(
-            [
-                considered_visits(min(self.options.considered, int(k)), budget)[budget - n] if n > 0 else 0
-                for k, n in zip(degrees, left, strict=True)
-            ]
-        )
-        forest = self.forest
-        halving_edges(forest.nodes, forest.edges, self.gumbels, wanted, forest.numbers, roots)
+        forest, considered = self.forest, self.options.considered
+        plans = [considered_visits(min(considered, k), budget) for k in forest.degrees().tolist()]
+        wanted = [plan[budget - n] if n > 0 else 0 for plan, n in zip(plans, left.tolist(), strict=True)]
+        halving_edges(forest.nodes, forest.edges, self.gumbels, np.array(wanted), forest.numbers, roots)
 
     def _result(self, tree: int) -> Result:
         forest, options = self.forest, self.options
@@ -178,7 +176,9 @@ class Search(Generic[State]):
         elif options.best is not None:  # a lost move is played only if all are lost
             lost = exact & (values <= -options.best)
             scores = np.where(lost & ~lost.all(), -np.inf, scores)
-        return Result(forest.actions[tree][ROOT], visits, values, priors, policy, value, int(scores.argmax()), proven)
+        actions: Any = forest.actions[tree][ROOT]
+        actions = actions.tolist() if isinstance(actions, np.ndarray) else actions
+        return Result(actions, visits, values, priors, policy, value, int(scores.argmax()), proven)
 
 
 __all__ = ["ROOT", "Evaluate", "Proposal", "Proposals", "Result", "Search", "SearchError", "SearchOptions"]
