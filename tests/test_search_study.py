@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +109,13 @@ def test_bad_options_are_one_sentence(words, sentence, capsys):
     assert main(["search-study", *words]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
+
+
+def test_the_example_compares_levels_and_decodings():
+    example = Path(__file__).parent.parent / "examples" / "11_search_language.py"
+    few = ["--problems", "3", "--simulations", "4", "--samples", "2"]
+    done = subprocess.run([sys.executable, str(example), *few], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"│ (.+?) +│ (\d) of 3 +│ +(\d+) +│", done.stdout)
+    assert [row[0] for row in rows][:2] == ["greedy", "best of 2"] and len(rows) == 5
+    assert int(rows[0][2]) <= min(int(tokens) for _, _, tokens in rows)
