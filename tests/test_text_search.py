@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import Failing, no_repeat, toy_tokenizer
+from toys import Failing, Replying, no_repeat, toy_tokenizer
 from worlds import KINDS, four_mdp, lm_policy, tiny_model
 
 from llmgym.evaluation import complete
@@ -147,6 +147,21 @@ def test_levels_reach_the_same_texts(level):
     ends = {state for state in search.forest.states[0] if mdp.terminal(state)}
     oracle = Oracle(four_mdp(), PROBLEM, lm_policy(mdp))
     assert ends == {episode[-1].next_state for episode in oracle.episodes} and len(ends) == 40
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_task_that_replies_is_searched_and_written_on(level):
+    mdp = four_mdp(**LEVELS[level], task=Replying(), max_new_tokens=5)
+    reader, search, _ = searched(mdp, RolloutValue, k=3, simulations=200, rule="uct", c_uct=10.0)
+    ends = [state for state in search.forest.states[0] if mdp.terminal(state)]
+    samples, beam = draw(reader, [mdp.start(PROBLEM)], 50)[0], beam_search(reader, [mdp.start(PROBLEM)], 20)[0]
+    ends += [answer.state for answer in samples + beam]
+    assert all(end.finish_reason in ("eos", "length") for end in ends)
+    assert sum(not all(end.chosen[end.n_prompt :]) for end in ends) > 20  # the task has had its say
+    assert len({answer.state for answer in beam}) == len(beam) == 20
+    (end, logp), *_ = reader.finish([mdp.start(PROBLEM)], deterministic=True)
+    said = {answer.state: answer.logp for answer in beam}
+    assert end not in said or said[end] == pytest.approx(logp)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -82,14 +82,19 @@ def beam_search(reader: TextReader, states: Sequence[TextState], width: int) -> 
         raise ValueError(f"width must be at least 1, got {width}")
     whole = copy.copy(reader)  # reads along the same tree
     whole.mdp = as_sequence(reader.mdp)
-    answers = []
-    for state, found in zip(states, candidates(whole, states, width), strict=True):
-        ends = [whole.mdp.transition(state, action_of(whole.mdp, block)) for block in found.blocks]
-        ended = [end for end in zip(ends, found.logp.tolist(), strict=True) if whole.mdp.terminal(end[0])]
-        replied = [end for end in ends if not whole.mdp.terminal(end)]  # the task has replied: greedily on
-        ended += reader.finish(replied, deterministic=True) if replied else []
-        answers.append(judged(whole.mdp, ended))
-    return answers
+    return [
+        judged(whole.mdp, _written(whole, state, beam.blocks, beam.logp))
+        for state, beam in zip(states, candidates(whole, states, width), strict=True)
+    ]
+
+
+def _written(
+    reader: TextReader, state: TextState, blocks: Sequence[tuple[int, ...]], logp: np.ndarray
+) -> list[tuple[TextState, float]]:
+    """The ends of these blocks and their log-probs; where the task replies to EOS, it goes on greedily."""
+    ends = [reader.mdp.transition(state, action_of(reader.mdp, block)) for block in blocks]
+    after = reader.finish(ends, deterministic=True)
+    return [(end, first + more) for (end, more), first in zip(after, logp.tolist(), strict=True)]
 
 
 def best_by_reward(groups: Sequence[Sequence[Answer]]) -> list[Answer]:
