@@ -1,4 +1,4 @@
-"""Our own sides of `go_speed.py`, one a process; `go_peers.py` says how a worker is asked.
+"""Our own sides of `go_speed.py` and `go_search.py`, one a process; `go_peers.py` says how a worker is asked.
 
 python benchmarks/go_ours.py masks --cores 2
 """
@@ -14,8 +14,11 @@ from go_peers import KOMI, Chunk, Side, main, one_of, sample
 import llmgym  # noqa: F401
 from llmgym.envs.go.batch import GoBatch
 from llmgym.envs.go.layout import empty_game
+from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.playout import playouts
+from llmgym.envs.go.rollout_search import RolloutSearch
 from llmgym.envs.go.rules import GoRules
+from llmgym.search import SearchOptions
 
 
 def boards(size: int, rows: int, cores: int, planes: tuple[str, ...]) -> Chunk:
@@ -74,6 +77,20 @@ def light(size: int, rows: int, cores: int) -> Chunk:
     return games
 
 
+def search(size: int, rows: int, cores: int, rule: str, playouts: str) -> Chunk:
+    """Simulations of `RolloutSearch` from the empty board, as many a search as `go_peers.openspiel_mcts` makes."""
+    mdp, simulations = GoMDP(size, komi=KOMI), 1000 if size <= 9 else 100
+    options = SearchOptions(simulations, rule=rule, c_uct=1.0 if rule == "uct" else 0.0)
+    searcher = RolloutSearch(mdp, options, playouts=playouts, threads=cores)
+
+    def grow() -> int:
+        searcher.forget()
+        searcher.run(mdp.initial())
+        return simulations
+
+    return grow
+
+
 WITH = ("llmgym", "numba", "numpy")
 SIDES: dict[str, Side] = {
     "masks": (partial(boards, planes=()), WITH),
@@ -82,6 +99,9 @@ SIDES: dict[str, Side] = {
     "vector": (vector, WITH),
     "playouts": (light, WITH),
 }
+for _rule in ("uct", "rave"):
+    for _playouts in ("light", "heavy"):
+        SIDES[f"{_rule}-{_playouts}"] = (partial(search, rule=_rule, playouts=_playouts), WITH)
 
 if __name__ == "__main__":
     main(SIDES, __doc__)

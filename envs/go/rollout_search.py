@@ -204,13 +204,19 @@ class RolloutSearch:
         proven = np.where(np.isnan(proofs), -np.inf, proofs).max(axis=0)  # of any tree: they are exact
         exact = np.isfinite(proven)
         values = np.where(exact, proven, np.where(visits > 0, totals / np.maximum(visits, 1), np.nan))
-        won = bool((exact & (proven >= 1)).any())
-        lost = exact & (proven <= -1)
-        scores = np.where(lost & ~lost.all(), -1.0, visits)
-        index = int(np.where(exact, proven, -np.inf).argmax() if won else scores.argmax())
-        value = 1.0 if won else float(totals.sum() / max(visits.sum(), 1))
+        index, solved = _best(visits, np.where(exact, proven, np.nan))
+        value = float(proven[index]) if solved else float(totals.sum() / max(visits.sum(), 1))
         priors, policy = np.full(len(actions), 1 / len(actions)), visits / max(visits.sum(), 1)
-        return Result(actions.tolist(), visits, values, priors, policy, value, index, won)
+        return Result(actions.tolist(), visits, values, priors, policy, value, index, solved)
+
+
+def _best(visits: np.ndarray, proven: np.ndarray) -> tuple[int, bool]:
+    """The move to play, and whether it is proven that none is better: a won one, the best if all are proven, else the
+    most visited that is not lost. Both [K]; NaN where nothing is proven."""
+    exact = ~np.isnan(proven)
+    if exact.all() or (proven >= 1).any():
+        return int(np.nanargmax(proven)), True
+    return int(np.where(proven <= -1, -1, visits).argmax()), False
 
 
 def _widened(array: np.ndarray, columns: int, most: int) -> np.ndarray:
