@@ -196,7 +196,7 @@ class MCTS(Learner):
         return self.planner.plan(states, self._play_rng, chance=not deterministic)
 
     def move(self, mdp: Any, state: Any, rng: np.random.Generator) -> Any:
-        """The best action in a state: the agent as an opponent, `gym.make("llmgym/Go-v0", opponent=agent.move)`.
+        """The best action in a state: how the agent plays as an opponent, `gym.make("llmgym/Go-v0", opponent=agent)`.
 
         Args:
             mdp: the rules there; the agent plans by its own, which should be the same.

@@ -124,7 +124,7 @@ def test_a_tree_is_kept_along_the_moves_and_only_there():
 
 def test_it_plays_for_both_colours_in_every_form():
     agent = MCTS("random", go(3), simulations=8, seed=0)
-    env = go(3, opponent=agent.move, color="white")
+    env = go(3, opponent=agent, color="white")
     result, _ = evaluate_policy(MCTS("random", env, simulations=8, seed=1), Monitor(env), n_eval_episodes=2)
     assert -1 <= result <= 1
     rows = gym.make_vec("llmgym/Go-v0", num_envs=3, board_size=3, opponent="light", color="random")

@@ -239,7 +239,8 @@ def _opponent(opponent: Any) -> Opponent:
     if isinstance(opponent, str):
         return search_named(opponent) or GTPOpponent(opponent)
     if hasattr(opponent, "predict"):
-        return AgentOpponent(opponent)
+        # An agent that plans needs the state, which its `move` is told.
+        return FunctionOpponent(opponent.move) if hasattr(opponent, "move") else AgentOpponent(opponent)
     if callable(opponent):
         return FunctionOpponent(opponent)
     raise _no_opponent(opponent)
