@@ -1,8 +1,8 @@
 """Search with playouts against OpenSpiel's C++ MCTSBot: simulations a second, all sides in one run.
 
 A simulation goes down the tree, adds a node and plays one game to its end. Every search begins from the empty board
-with an empty tree and makes 1,000 simulations (100 above 9x9). Ours is `RolloutSearch`: UCT or RAVE (with first impressions
-of moves), light or heavy playouts, on one thread or two with a tree each. OpenSpiel's is `MCTSBot` with
+with an empty tree and makes 1,000 simulations (100 above 9x9). Ours is `RolloutSearch`: UCT, or RAVE with first
+impressions of moves, light or heavy playouts, on one thread or two with a tree each. OpenSpiel's is `MCTSBot` with
 `RandomRolloutEvaluator(1)`; it knows one thread. Light playouts are uniform over legal moves that fill no own eye, by
 positional superko; OpenSpiel's are uniform over its legal actions, without superko.
 

@@ -157,10 +157,10 @@ def keeps(code, player, action, points):
 
 @pytest.mark.parametrize("part", [16, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_3x3_is_played_perfectly_by_simple_ko(part):
-    """What a player can force, a win or a draw, is never given away: 1,824 positions that no symmetry makes equal, 1,220 of them
-    won and 7 drawn by who moves.
+    """What a player can force, a win or a draw, is never given away: 1,824 positions that no symmetry makes equal.
 
-    Where neither can force anything the game has no end, and is worth what the cap on moves makes of it.
+    1,220 are won by who moves, 553 lost, 7 drawn. In the others neither can force anything: the game has no end, and is
+    worth what the cap on moves makes of it.
     """
     search = searcher((3, 3), 0.0, "simple", 10000)
     positions = list(different_positions())
