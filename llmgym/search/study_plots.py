@@ -84,4 +84,4 @@ def _finish(axis: Any, title: str) -> None:
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_locator(NullLocator())
     share(axis)
-    axis.legend(frameon=False, fontsize=7, loc="lower right", labelcolor=GREY)
+    axis.legend(frameon=False, fontsize=7, loc="best", labelcolor=GREY)
