@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llmgym.compiled import kernel
-from llmgym.envs.go.heavy import pattern_table, play_heavy
-from llmgym.envs.go.layout import LAST
+from llmgym.envs.go.board import action_of
+from llmgym.envs.go.heavy import heavy_cell, pattern_table
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.rollout_search import RolloutSearch
 from llmgym.envs.go.rollouts import write_candidates
@@ -145,13 +145,15 @@ def test_heavy_playouts_save_take_and_answer():
 
 @kernel
 def heavy_move(ints, longs, seed, choices):
-    play_heavy(ints, longs, seed, choices)
+    cell = heavy_cell(ints, longs, seed, choices)
+    return action_of(ints, cell) if cell > 0 else -1
 
 
 def heavy_reply(state, rng):
-    ints, longs = state.ints.copy(), state.longs.copy()
-    heavy_move(ints, longs, rng.integers(0, 2**64, 1, np.uint64), np.empty(16, np.int64))
-    return int(ints[LAST])
+    """A move of a heavy playout."""
+    seed = rng.integers(0, 2**64, 1, np.uint64)
+    action = heavy_move(state.ints.copy(), state.longs.copy(), seed, np.empty(16, np.int64))
+    return action if action >= 0 else state.rows * state.cols
 
 
 def test_heavy_playouts_end_and_know_no_illegal_move():

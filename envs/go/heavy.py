@@ -11,8 +11,6 @@ import numpy as np
 
 from llmgym.compiled import inlined
 from llmgym.envs.go.board import (
-    action_of,
-    advance,
     at,
     cell_of,
     colour_at,
@@ -113,8 +111,8 @@ def liberties_after(ints, longs, cell):
 
 @inlined
 def is_sensible(ints, longs, cell):
-    """Legal, no own eye, and no self-atari of more than one stone."""
-    if fills_eye(ints, cell) or not may_play(ints, longs, cell):
+    """Of a legal move: it fills no own eye, and is no self-atari of more than one stone."""
+    if fills_eye(ints, cell):
         return False
     near = at(ints, CELLS + cell)
     own = (near >> (5 + 3 * at(ints, TO_PLAY))) & 7
@@ -122,17 +120,18 @@ def is_sensible(ints, longs, cell):
 
 
 @inlined
-def _add(ints, longs, choices, n, cell, sensible):
-    """One more choice, if it may be played; returns how many there are."""
-    if n < choices.shape[0] and (is_sensible(ints, longs, cell) if sensible else may_play(ints, longs, cell)):
+def _add(choices, n, cell):
+    """One more choice, if there is room for it; returns how many there are."""
+    if n < choices.shape[0]:
         choices[n] = cell
         return n + 1
     return n
 
 
 @inlined
-def _rescues(ints, longs, last, choices):
-    """What saves own chains that the last stone has put in atari: taking stones around them, or running away."""
+def _urgent(ints, longs, last, choices):
+    """What saves own chains that the last stone has put in atari, by taking stones around them or by running away;
+    else what takes the last stone. Returns how many cells there are; not all may be legal."""
     stride, size, own, n = at(ints, STRIDE), at(ints, SIZE), 1 + at(ints, TO_PLAY), 0
     for k in range(4):
         q = neighbour(last, stride, k)
@@ -140,36 +139,43 @@ def _rescues(ints, longs, last, choices):
             continue
         escape = only_liberty(longs, head_at(ints, q))
         if liberties_after(ints, longs, escape) > 1:
-            n = _add(ints, longs, choices, n, escape, False)
+            n = _add(choices, n, escape)
         stone = q
         for _ in range(at(ints, CELLS + 3 * size + head_at(ints, q))):
             for j in range(4):
                 r = neighbour(stone, stride, j)
                 if colour_at(ints, r) == 3 - own and in_atari(longs, head_at(ints, r)):
-                    n = _add(ints, longs, choices, n, only_liberty(longs, head_at(ints, r)), False)
+                    n = _add(choices, n, only_liberty(longs, head_at(ints, r)))
             stone = at(ints, CELLS + 2 * size + stone)
+    if n == 0 and colour_at(ints, last) != EMPTY and in_atari(longs, head_at(ints, last)):
+        n = _add(choices, n, only_liberty(longs, head_at(ints, last)))
     return n
 
 
 @inlined
-def _patterns(ints, longs, last, choices):
-    """Sensible points around the last stone where a pattern is."""
+def _local(ints, last, choices):
+    """Points around the last stone where a pattern is."""
     n = 0
     for row in range(-1, 2):
         for col in range(-1, 2):
             cell = last + row * at(ints, STRIDE) + col
             if 0 <= cell < at(ints, SIZE) and colour_at(ints, cell) == EMPTY and has_pattern(around(ints, cell)):
-                n = _add(ints, longs, choices, n, cell, True)
+                n = _add(choices, n, cell)
     return n
 
 
 @inlined
-def _answers(ints, longs, last, choices):
-    """Answers to the last move, the most urgent kind that there is."""
-    n = _rescues(ints, longs, last, choices)
-    if n == 0 and colour_at(ints, last) != EMPTY and in_atari(longs, head_at(ints, last)):
-        n = _add(ints, longs, choices, n, only_liberty(longs, head_at(ints, last)), False)
-    return n if n > 0 else _patterns(ints, longs, last, choices)
+def _answer(ints, longs, last, seed, choices):
+    """An answer to the last move, urgent or else local, uniform over those that are legal; 0 if there is none."""
+    for local in range(2):
+        n = _local(ints, last, choices) if local else _urgent(ints, longs, last, choices)
+        while n > 0:
+            i = (next_random(seed) * n) >> 32
+            if may_play(ints, longs, choices[i]) and (local == 0 or is_sensible(ints, longs, choices[i])):
+                return choices[i]
+            n -= 1
+            choices[i] = choices[n]
+    return np.int64(0)
 
 
 @inlined
@@ -180,7 +186,7 @@ def _anywhere(ints, longs, seed):
     while left > 0:
         place = (next_random(seed) * left) >> 32
         cell = at(ints, listed + place)
-        if is_sensible(ints, longs, cell):
+        if is_sensible(ints, longs, cell) and may_play(ints, longs, cell):
             return cell
         left -= 1
         other = at(ints, listed + left)
@@ -190,13 +196,9 @@ def _anywhere(ints, longs, seed):
 
 
 @inlined
-def play_heavy(ints, longs, seed, choices):
-    """One heavy move, in place; `choices` is int64 [n] to work in."""
-    last, cell, points = at(ints, LAST), np.int64(0), at(ints, ROWS) * at(ints, COLS)
-    if 0 <= last < points and next_random(seed) & 255 >= _SKIPPED:
-        n = _answers(ints, longs, cell_of(ints, last), choices)
-        if n > 0:
-            cell = choices[(next_random(seed) * n) >> 32]
-    if cell == 0:
-        cell = _anywhere(ints, longs, seed)
-    advance(ints, longs, action_of(ints, cell) if cell else points, cell)
+def heavy_cell(ints, longs, seed, choices):
+    """A cell for the player to move, 0 for a pass; `choices` is int64 [n] to work in."""
+    last, cell = at(ints, LAST), np.int64(0)
+    if 0 <= last < at(ints, ROWS) * at(ints, COLS) and next_random(seed) & 255 >= _SKIPPED:
+        cell = _answer(ints, longs, cell_of(ints, last), seed, choices)
+    return cell if cell > 0 else _anywhere(ints, longs, seed)

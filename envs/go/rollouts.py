@@ -7,10 +7,10 @@ import numpy as np
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.bias import impress
-from llmgym.envs.go.board import advance, at, cell_of, write_mask
-from llmgym.envs.go.heavy import play_heavy
+from llmgym.envs.go.board import action_of, advance, at, cell_of, write_mask
+from llmgym.envs.go.heavy import heavy_cell
 from llmgym.envs.go.layout import COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY
-from llmgym.envs.go.playout import play_light, spare_eyes
+from llmgym.envs.go.playout import light_cell, spare_eyes
 from llmgym.search.tree import NO_CHILD, RAVE, ROOT, add_edge, add_node, back_up, choose
 
 LIGHT, HEAVY, STATIC = 0, 1, 2  # how a new node is valued; STATIC scores the board as it stands, for tests
@@ -126,10 +126,8 @@ def walk(nodes, edges, counts, ints, longs, komi, numbers, taste, start, came, m
 def play_on(ints, longs, kind, seed, choices, came, start):
     """A playout to the end of the game."""
     while kind != STATIC and at(ints, ENDING) == 0:
-        if kind == HEAVY:
-            play_heavy(ints, longs, seed, choices)
-        else:
-            play_light(ints, longs, seed)
+        cell = heavy_cell(ints, longs, seed, choices) if kind == HEAVY else light_cell(ints, longs, seed)
+        advance(ints, longs, action_of(ints, cell) if cell else at(ints, ROWS) * at(ints, COLS), cell)
         note(ints, came, start)
 
 
