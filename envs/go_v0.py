@@ -78,7 +78,7 @@ class raw_env(AECEnv):
         shape = (rules.rows, rules.cols, PLANES)
         self.observation_spaces = {agent: _observation_space(shape) for agent in self.possible_agents}
         self.action_spaces: dict[str, Space] = {agent: Discrete(rules.points + 1) for agent in self.possible_agents}
-        self.state_space = Box(0, 1, shape, np.bool_)
+        self.state_space = Box(0, 1, shape, np.bool_)  # type: ignore[arg-type]  # as PettingZoo's own boards are
         self.game: GoState = self.mdp.initial()
         self._colours = [colour_plane(player, rules.rows, rules.cols) for player in range(2)]
         self._window = Window(fps=self.metadata["render_fps"])

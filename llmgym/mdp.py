@@ -66,7 +66,7 @@ class MDP(Generic[State, Action]):
         """`transition` of many states; compiled rules do it in one call."""
         return [self.transition(state, action) for state, action in zip(states, actions, strict=True)]
 
-    def views(self, states: Sequence[State]) -> tuple[Sequence[Any], np.ndarray]:
+    def views(self, states: Sequence[State]) -> tuple[Any, np.ndarray]:
         """`observation` and `mask` of many states: n observations, and bool [n, K]."""
         return [self.observation(state) for state in states], np.stack([self.mask(state) for state in states])
 

@@ -154,7 +154,7 @@ class GoBatch:
         return self.planes.reshape(self.num_games, -1, self.rules.points)
 
     def _run(self, kernels: Kernels, live: np.ndarray, *arguments: Any) -> None:
-        few = np.count_nonzero(live) < _FEW_ROWS
+        few = bool(np.count_nonzero(live) < _FEW_ROWS)
         self._share(kernels, few, self._ints, self._longs, self._boards, self._flags, live, *arguments)
 
     def _share(self, kernels: Kernels, few: bool, *arguments: Any) -> None:

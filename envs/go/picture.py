@@ -61,7 +61,8 @@ def _layout(stones: np.ndarray, size: int) -> Layout:
     if not np.isin(stones, (0, BLACK_STONE, WHITE_STONE)).all():
         raise ValueError(f"stones must be 0 (empty), 1 (black) or 2 (white), got {np.unique(stones).tolist()}")
     check_whole("size", size, LEAST_SIZE, 10_000)
-    return Layout(*stones.shape, int(size))
+    rows, cols = stones.shape
+    return Layout(rows, cols, int(size))
 
 
 def _checked(name: str, values: Any, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from llmgym.envs.go.rules import BLACK, ILLEGAL, MOVES_SPENT, PASSES_PLAYED
 from llmgym.envs.go.vertices import LETTERS, vertex
 
 if TYPE_CHECKING:
-    from llmgym.envs.go.board import GoState
+    from llmgym.envs.go.state import GoState
 
 MODES = ("ansi", "rgb_array", "human")
 FPS = 4  # positions a second in the window

@@ -221,7 +221,7 @@ class _Reader:
         try:
             return read(raw)
         except ValueError:
-            rows, cols = self.board.rules.board_size if hasattr(self, "board") else (0, 0)
+            rows, cols = (self.board.rules.rows, self.board.rules.cols) if hasattr(self, "board") else (0, 0)
             text = " ".join(b"][".join(raw)[:40].decode(errors="replace").split())
             where = f" of a {rows}x{cols} board" if rows and name != "PL" else ""
             raise ValueError(f"{name}[{text}] in node {number} cannot be read as {_KINDS[name]}{where}") from None

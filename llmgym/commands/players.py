@@ -67,7 +67,7 @@ class PolicyPlayer(AgentOpponent):
         """Nothing to prepare."""
         self.check(game.mdp)
 
-    def move(self, game: Game, rng: np.random.Generator) -> int | None:
+    def move(self, game: Game, rng: np.random.Generator) -> int:
         """A sample, drawn by `rng`."""
         self.agent.seed(int(rng.integers(2**63)))
         return super().move(game._replace(mdp=self.mdp), rng)
