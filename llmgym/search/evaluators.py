@@ -122,8 +122,9 @@ class NetEvaluator:
         """
         self.policy.counters.forward_passes += 1
         outputs, values = self.net(network_input(self.policy, observations, self.dtype))
-        found = torch.cat([outputs, self.bound(values)[:, None]], 1).to("cpu", torch.float64).numpy()
-        return found[:, :-1], found[:, -1]
+        if outputs.dtype == torch.bfloat16:  # which numpy does not have
+            outputs, values = outputs.float(), values.float()
+        return outputs.cpu().numpy(), self.bound(values).cpu().numpy()
 
 
 def network_input(policy: NetPolicy, observations: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from llmgym.search import tree as kernels
 from llmgym.search.options import RULES, SearchOptions
 from llmgym.search.proposals import Proposals
 from llmgym.search.tree import EDGE, NODE, ROOT
+
+_NO_NUMBERS = np.zeros((0, 0), np.int64)
 
 
 def numbers(options: SearchOptions) -> np.ndarray:
@@ -31,7 +34,7 @@ class Forest:
         nodes, edges: structured arrays [B, M] and [B, E]; see `llmgym.search.tree`.
         counts: nodes and edges of every tree, int32 [B, 2].
         states: of every node.
-        actions: candidates of every node.
+        actions: candidates of every node; None where they are numbers, which are kept with the edges.
         left: of a root that `advance` could not move along: its state and its candidates.
         width: most candidates of a node so far.
     """
@@ -67,10 +70,21 @@ class Forest:
 
     def ends(self, trees: np.ndarray, edges: np.ndarray) -> tuple[list[Any], list[Any]]:
         """States before, and actions, of edges."""
-        nodes = self.edges["node"][trees, edges]
-        ways = zip(trees.tolist(), nodes.tolist(), (edges - self.nodes["first"][trees, nodes]).tolist(), strict=True)
-        found = [(self.states[tree][node], self.actions[tree][node][index]) for tree, node, index in ways]
-        return [state for state, _ in found], [action for _, action in found]
+        there = self.edges[trees, edges]
+        nodes = there["node"]
+        indices = edges - self.nodes["first"][trees, nodes]
+        ways = zip(trees.tolist(), nodes.tolist(), indices.tolist(), there["action"].tolist(), strict=True)
+        states, actions = list[Any](), list[Any]()
+        for tree, node, index, number in ways:
+            candidates = self.actions[tree][node]
+            states.append(self.states[tree][node])
+            actions.append(number if candidates is None else candidates[index])
+        return states, actions
+
+    def candidates(self, tree: int) -> Sequence[Any]:
+        """Those of a root."""
+        kept = self.actions[tree][ROOT]
+        return self._root_edges(tree)["action"].tolist() if kept is None else kept
 
     def grow(
         self, trees: np.ndarray, edges: np.ndarray, states: list[Any], proposals: Proposals, rewards: np.ndarray
@@ -79,11 +93,13 @@ class Forest:
         degrees = proposals.degrees
         self.width = max(self.width, int(degrees.max()))
         self._make_room(trees)
-        for tree, state, actions in zip(trees.tolist(), states, proposals.actions, strict=True):
+        numbered = isinstance(proposals.actions, np.ndarray)
+        candidates, kept = (proposals.actions, repeat(None)) if numbered else (_NO_NUMBERS, proposals.actions)
+        for tree, state, actions in zip(trees.tolist(), states, kept, strict=False):
             self.states[tree].append(state)
             self.actions[tree].append(actions)
-        leaves = (trees, edges, proposals.priors, degrees, proposals.values, rewards, degrees == 0, proposals.complete)
-        kernels.grow(self.nodes, self.edges, self.counts, *leaves, self.numbers)
+        leaves = (trees, edges, candidates, proposals.priors, degrees, proposals.values, rewards, degrees == 0)
+        kernels.grow(self.nodes, self.edges, self.counts, *leaves, proposals.complete, self.numbers)
 
     def _make_room(self, trees: np.ndarray) -> None:
         new = int(np.bincount(trees).max())
@@ -100,7 +116,7 @@ class Forest:
     def advance(self, tree: int, index: int) -> None:
         """Make the child at the end of a root's edge the root; a tree without such a child is empty then."""
         edge = int(self.nodes["first"][tree, ROOT]) + index
-        self.left[tree] = self.states[tree][ROOT], self.actions[tree][ROOT]
+        self.left[tree] = self.states[tree][ROOT], self.candidates(tree)
         moved = np.empty(self.nodes.shape[1], np.int64)
         n = int(self.counts[tree, 0])
         kernels.reroot(self.nodes[tree], self.edges[tree], self.counts[tree], edge, moved)

@@ -28,15 +28,16 @@ class Proposal(NamedTuple):
 class Proposals(NamedTuple):
     """The same of n states, as arrays: W is the largest K, or more."""
 
-    actions: list[Sequence[Any]]  # n times K candidates
+    actions: list[Sequence[Any]] | np.ndarray  # n times K candidates; or, all being numbers, int64 [n, W]
     priors: np.ndarray  # float64 [n, W]; the first K of a row count
     values: np.ndarray  # float64 [n]
     complete: np.ndarray  # bool [n]
+    counts: np.ndarray | None = None  # K of each where `actions` is an array, int64 [n]
 
     @property
     def degrees(self) -> np.ndarray:
         """K of each, int64 [n]; 0 for a terminal state."""
-        return np.fromiter(map(len, self.actions), np.int64, len(self.actions))
+        return np.fromiter(map(len, self.actions), np.int64, len(self.actions)) if self.counts is None else self.counts
 
 
 Evaluate = Callable[[list[Any]], Sequence[Proposal] | Proposals]
@@ -79,7 +80,7 @@ def checked(proposals: Proposals) -> Proposals:
     if not np.isfinite(proposals.values).all():
         bad = proposals.values[~np.isfinite(proposals.values)][0]
         raise SearchError(f"a value must be a finite number, got {bad}")
-    return proposals._replace(priors=priors)
+    return proposals._replace(priors=priors, values=np.asarray(proposals.values, np.float64))
 
 
 @kernel
@@ -109,8 +110,7 @@ def of_legal_actions(masks: np.ndarray, logits: np.ndarray, values: np.ndarray) 
     pack(masks, logits, actions, priors, degrees)
     if not degrees.all():
         raise NoLegalAction("a mask forbids every action of a state that is not terminal")
-    candidates: list[Any] = [row[:k] for row, k in zip(actions, degrees.tolist(), strict=True)]
-    return Proposals(candidates, priors, values, np.ones(len(masks), bool))
+    return Proposals(actions, priors, values, np.ones(len(masks), bool), degrees)
 
 
 @kernel
@@ -132,12 +132,16 @@ def pack(masks, logits, actions, priors, degrees):
 
 def among(proposals: Proposals, rows: Sequence[int], n: int) -> Proposals:
     """Proposals for some of n states; the others are terminal: no candidate, the value 0."""
-    actions: list[Sequence[Any]] = [()] * n
-    for row, candidates in zip(rows, proposals.actions, strict=True):
-        actions[row] = candidates
-    priors, values, complete = np.zeros((n, proposals.priors.shape[1])), np.zeros(n), np.zeros(n, bool)
     at = list(rows)
+    priors, values, complete = np.zeros((n, proposals.priors.shape[1])), np.zeros(n), np.zeros(n, bool)
     priors[at], values[at], complete[at] = proposals.priors, proposals.values, proposals.complete
+    if isinstance(proposals.actions, np.ndarray):
+        numbers, counts = np.zeros((n, proposals.actions.shape[1]), np.int64), np.zeros(n, np.int64)
+        numbers[at], counts[at] = proposals.actions, proposals.degrees
+        return Proposals(numbers, priors, values, complete, counts)
+    actions: list[Sequence[Any]] = [()] * n
+    for row, candidates in zip(at, proposals.actions, strict=True):
+        actions[row] = candidates
     return Proposals(actions, priors, values, complete)
 
 

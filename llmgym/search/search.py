@@ -89,8 +89,8 @@ class Search(Generic[State]):
         """
         forest = self.forest
         if self.options.rule == "gumbel":
-            roots = zip(forest.roots, forest.actions, indices, strict=True)
-            self.start([self.mdp.transition(state, actions[ROOT][index]) for state, actions, index in roots], rng)
+            actions = [forest.candidates(tree)[index] for tree, index in enumerate(indices)]
+            self.start(self.mdp.transitions(forest.roots, actions), rng)
             return
         for tree, index in enumerate(indices):
             forest.advance(tree, int(index))
@@ -176,9 +176,7 @@ class Search(Generic[State]):
         elif options.best is not None:  # a lost move is played only if all are lost
             lost = exact & (values <= -options.best)
             scores = np.where(lost & ~lost.all(), -np.inf, scores)
-        actions: Any = forest.actions[tree][ROOT]
-        actions = actions.tolist() if isinstance(actions, np.ndarray) else actions
-        return Result(actions, visits, values, priors, policy, value, int(scores.argmax()), proven)
+        return Result(forest.candidates(tree), visits, values, priors, policy, value, int(scores.argmax()), proven)
 
 
 __all__ = ["ROOT", "Evaluate", "Proposal", "Proposals", "Result", "Search", "SearchError", "SearchOptions"]

@@ -33,7 +33,7 @@ EDGE = np.dtype(
         ("reward", np.float64),
         ("all_total", np.float64),  # RAVE: returns of simulations in which the action came later too, of who takes it
         ("all_visits", np.int32),  # and how many they are; only drivers of games fill these
-        ("action", np.int32),  # of drivers that keep no candidates in Python
+        ("action", np.int32),  # where candidates are numbers and not kept in Python
         ("node", np.int32),  # where it begins
         ("child", np.int32),  # where it ends; -1 before, PENDING while its state is being evaluated
     ],
@@ -314,8 +314,14 @@ def select(nodes, edges, root_edges, numbers, width, leaf_edges, leaf_nodes):
 
 
 @kernel
-def grow(nodes, edges, counts, trees, leaf_edges, priors, degrees, values, rewards, terminals, completes, numbers):
-    """Add n evaluated leaves and back them up: all arrays [n, …], counts int32 [B, 2]."""
+def grow(
+    nodes, edges, counts, trees, leaf_edges, actions, priors, degrees, values, rewards, terminals, completes, numbers
+):
+    """Add n evaluated leaves and back them up: all arrays [n, …], counts int32 [B, 2].
+
+    Args:
+        actions: of the new edges, int64 [n, W]; or of no width, where Python keeps them.
+    """
     for i in range(trees.shape[0]):
         b, first = trees[i], np.int64(counts[trees[i], 1])
         at_end = (values[i], rewards[i], terminals[i], completes[i])
@@ -323,6 +329,8 @@ def grow(nodes, edges, counts, trees, leaf_edges, priors, degrees, values, rewar
         nodes[b, node].first, nodes[b, node].degree = first, degrees[i]
         for k in range(degrees[i]):
             add_edge(edges[b], first + k, node, priors[i, k])
+            if actions.shape[1] > 0:
+                edges[b, first + k].action = actions[i, k]
         counts[b, 1] = first + degrees[i]
         back_up(nodes[b], edges[b], node, numbers)
 
