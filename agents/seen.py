@@ -42,8 +42,9 @@ class Seen:
             ValueError: it is not what the environment's state looks like.
             ResetNeeded: the environment has no state yet.
         """
-        vector = isinstance(self.env, VectorEnv)
-        states = list(self.env.states) if vector else [self.env.state]  # type: ignore[attr-defined]
+        env: Any = self.env
+        vector = isinstance(env, VectorEnv)
+        states = list(env.states) if vector else [env.state]
         single = not vector and shapes(observation) == shapes(self.mdp.observation(states[0]))
         for row, state in enumerate(states):
             shown = observation if single else part(observation, row, len(states))
@@ -57,7 +58,8 @@ class Seen:
 
     def idle(self, n: int) -> np.ndarray:
         """Actions for rows in which nothing is to be decided: the first that is allowed, or 0; int64 [n]."""
-        return np.asarray(self.env.action_masks()).reshape(n, -1).argmax(1)  # type: ignore[attr-defined]
+        env: Any = self.env
+        return np.asarray(env.action_masks()).reshape(n, -1).argmax(1)
 
     def spec(self) -> str | None:
         """The environment's spec as JSON, if it has one that JSON can say."""

@@ -104,7 +104,8 @@ def positions(moments: Sequence[_Moment], discount: float) -> Positions:
     returns, worth = np.empty(len(moments), np.float32), 0.0
     for t in range(len(moments) - 1, -1, -1):
         returns[t] = worth = moments[t].reward + discount * worth
-    return Positions(*(np.stack([moment[i] for moment in moments]) for i in range(3)), returns)
+    observations, masks, policies = (np.stack([moment[i] for moment in moments]) for i in range(3))
+    return Positions(observations, masks, policies, returns)
 
 
 def draw_action(result: Result, rng: np.random.Generator) -> Any:
