@@ -20,6 +20,7 @@ from llmgym.search.tree import EDGE, NODE, ROOT, reroot
 
 PLAYOUTS = {"light": LIGHT, "heavy": HEAVY, "static": STATIC}
 CANDIDATES = ("sensible", "all")
+DEFAULT = SearchOptions(simulations=1000, rule="rave", c_uct=0.0, best=1.0)
 _EDGES_PER_NODE = 60  # most nodes are visited once and get no edges; a tree without room for more still counts
 _MOST_NODES, _MOST_EDGES = 1 << 21, 1 << 23  # of a tree: half a gigabyte; then it grows no more, but still counts
 _SLICE = 0.05  # seconds between two looks at the clock, at most
@@ -29,21 +30,26 @@ class RolloutSearch:
     """Compiled as a whole: the tree, the board in place, a playout at every new node.
 
     Every thread grows a tree of its own with an equal share of the simulations; their visits are added up (root
-    parallelisation: Chaslot, Winands & van den Herik 2008). Own eyes are never filled, and a pass is a candidate only
-    where nothing else is.
+    parallelisation: Chaslot, Winands & van den Herik 2008).
 
     Args:
         mdp: the rules.
         options: `rule` "uct", "rave" or "puct" (with equal priors); `discount` is -1 whatever is said here.
         playouts: "light", "heavy", or "static" (the board is scored as it stands, which tests need).
+        candidates: "sensible" (moves that fill no own eye, and the pass) or "all": only then can a loss be proven, and
+            only then are boards of a few points played perfectly.
+        prior: weight of first impressions with `rule="rave"`, see `llmgym.envs.go.bias`.
         threads: trees and threads.
         seed: of the playouts.
+
+    Raises:
+        ValueError: an argument out of range.
     """
 
     def __init__(
         self,
         mdp: GoMDP,
-        options: SearchOptions = SearchOptions(simulations=1000, rule="rave", best=1.0),  # noqa: B008 (frozen)
+        options: SearchOptions = DEFAULT,
         *,
         playouts: str = "light",
         candidates: str = "sensible",
