@@ -169,8 +169,8 @@ class MCTS(Learner):
         if isinstance(self.policy, NetPolicy):
             return save_agent(self, path)
         with atomic_folder(path) as folder:
-            saved = {"agent": "MCTS", "policy": self.policy, "env": self.seen.spec(), "config": self._settings()}
-            write_json(folder / "agent.json", saved)
+            saved = {"agent": "MCTS", "policy": self.policy, "env": self.seen.spec()}
+            write_json(folder / "agent.json", saved | {"config": dataclasses.asdict(self.config)})
 
     @classmethod
     def load(cls, path: str | Path, env: gym.Env | VectorEnv | None = None, **config: Any) -> Self:
@@ -206,8 +206,8 @@ class MCTS(Learner):
         return self.plan([state])[0].action
 
     def _choose(self, result: Result, deterministic: bool) -> Any:
-        sampled = not deterministic and self.options.rule != "gumbel"
-        return draw_action(result, self._play_rng) if sampled else result.action
+        best = deterministic or self.options.rule == "gumbel"
+        return result.action if best else draw_action(result, self._play_rng)
 
     def _evaluator(self, policy: Any, given: dict[str, Any]) -> Evaluate:
         """What the search asks; a network is made ready to learn."""
@@ -234,13 +234,10 @@ class MCTS(Learner):
 
     # Files: what `save` writes beside the policy, and its way back.
 
-    def _settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self.config)
-
     def _description(self) -> dict[str, Any]:
         numbers = {"num_timesteps": self.num_timesteps, "counters": self.policy.counters.as_dict()}
         learnt = {"distillation": self.distillation.description(), "rng": self.rng.bit_generator.state}
-        return {"config": self._settings()} | numbers | learnt
+        return {"config": dataclasses.asdict(self.config)} | numbers | learnt
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.num_timesteps = saved["num_timesteps"]

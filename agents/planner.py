@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llmgym.agents.strength import quiet
 from llmgym.mdp import MDP
 from llmgym.search import Result, Search, SearchOptions
 from llmgym.search.forest import Forest
@@ -29,7 +29,7 @@ class Planner:
     """
 
     def __init__(self, mdp: MDP, evaluate: Evaluate, options: SearchOptions, reuse: bool):
-        self.options = quiet(options)
+        self.options = replace(options, noise=0.0)
         self.search = Search[Any](mdp, evaluate, self.options)
         self.reuse = reuse and options.rule != "gumbel"
         self.last: Result | None = None

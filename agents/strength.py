@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from llmgym.agents.planner import Planner
 from llmgym.mdp import MDP
-from llmgym.search import Result, Search, SearchOptions
+from llmgym.search import SearchOptions
 from llmgym.search.proposals import Evaluate
-
-
-def quiet(options: SearchOptions) -> SearchOptions:
-    """The same without noise at the root: play in earnest."""
-    return replace(options, noise=0.0)
 
 
 def strength(
@@ -30,12 +25,12 @@ def strength(
         games: how many, side by side.
         rng: of the opponent.
     """
-    search, states = Search[Any](mdp, evaluate, quiet(options)), [mdp.initial(rng) for _ in range(games)]
+    planner, states = Planner(mdp, evaluate, options, reuse=False), [mdp.initial(rng) for _ in range(games)]
     seats = np.arange(games) % 2 if two_play(mdp) else np.zeros(games, int)
     total = 0.0
     while going := [row for row, state in enumerate(states) if not mdp.terminal(state)]:
         mine = [row for row in going if mdp.player(states[row]) == seats[row]]
-        found = plan(search, [states[row] for row in mine], rng) if mine else []
+        found = planner.plan([states[row] for row in mine], rng, chance=False) if mine else []
         chosen = {row: result.action for row, result in zip(mine, found, strict=True)}
         for row in going:
             before = states[row]
@@ -44,14 +39,6 @@ def strength(
             reward = mdp.reward(before, action, states[row])
             total += reward if row in chosen else -reward
     return total / games
-
-
-def plan(search: Search, states: list[Any], rng: np.random.Generator) -> list[Result]:
-    """New trees at these states, grown without chance: Gumbel variables are 0."""
-    search.start(states, rng)
-    if search.options.rule == "gumbel":
-        search.gumbels[:] = 0.0
-    return search.run()
 
 
 def reply(mdp: Any, state: Any, opponent: str, rng: np.random.Generator) -> int:
