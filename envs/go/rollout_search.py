@@ -205,7 +205,7 @@ class RolloutSearch:
         trees = [self._statistics(tree) for tree in range(self.threads) if self.counts[tree, 0]]
         if not len(trees[0][0]):
             raise SearchError("the tree has no room for the candidates of its root")
-        actions, (visits, totals) = trees[0][0], (sum(t[i] for t in trees) for i in (1, 2))
+        actions, (visits, totals) = trees[0][0], (np.sum([t[i] for t in trees], axis=0) for i in (1, 2))
         proofs = np.array([t[3] for t in trees])
         proven = np.where(np.isnan(proofs), -np.inf, proofs).max(axis=0)  # of any tree: they are exact
         exact = np.isfinite(proven)

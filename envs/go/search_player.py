@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -130,4 +129,4 @@ def _read(option: str, value: str) -> Any:
         raise ValueError(f"{option} of mcts must be {wanted}, got {value!r}") from None
 
 
-_READERS: dict[str, Callable] = {field.name: type(field.default) for field in fields(SearchSettings)}
+_READERS: dict[str, type] = {field.name: type(field.default) for field in fields(SearchSettings)}
