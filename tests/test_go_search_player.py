@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llmgym  # noqa: F401 (registers the environments)
-from llmgym.commands.players import make_player
+from llmgym.commands.players import make_player, short_names
 from llmgym.envs.go.env import GoEnv
 from llmgym.envs.go.gtp_engine import GTPEngine
 from llmgym.envs.go.match import Entrant, Tally, draw_openings, play_match
@@ -29,6 +29,11 @@ def test_a_name_says_the_settings():
     assert told == SearchSettings(seconds=0.5, playouts="light", threads=2, reuse=False, c_uct=1.0)
     player = make_player("mcts:simulations=5000,rule=uct")
     assert isinstance(player, SearchOpponent) and player.settings == SearchSettings(simulations=5000, rule="uct")
+
+
+def test_a_table_calls_it_by_its_options_only_where_that_tells_two_apart():
+    assert short_names("mcts:threads=2", "light") == ("mcts", "light")
+    assert short_names("mcts:threads=2", "mcts") == ("mcts:threads=2", "mcts")
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,8 @@ def short_names(a: str, b: str) -> tuple[str, str]:
 
 
 def _short(name: str) -> str:
+    if name.partition(":")[0] == "mcts":
+        return "mcts"
     return name if Path(name).exists() or not name.strip() else Path(split_command(name)[0]).name
 
 
