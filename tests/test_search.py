@@ -290,3 +290,5 @@ def test_bad_input_is_named():
         search.run(0)
     with pytest.raises(ValueError, match="generator"):
         searched([GAME.initial()], rule="gumbel")
+    with pytest.raises(ValueError, match="'rave'"):
+        Search(GAME, uniform, SearchOptions(rule="rave"))

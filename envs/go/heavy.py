@@ -21,7 +21,7 @@ from llmgym.envs.go.board import (
     only_liberty,
 )
 from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, EMPTY, LAST, ROWS, SIZE, STRIDE, TO_PLAY
-from llmgym.envs.go.playout import fills_eye, next_random
+from llmgym.envs.go.playout import fills_eye, next_random, set_aside
 
 # Of an empty point, seen by X or by O, turned and mirrored: X, O, . empty, # edge, ? whatever, x not X, o not O.
 PATTERNS = (
@@ -181,17 +181,14 @@ def _answer(ints, longs, last, seed, choices):
 @inlined
 def _anywhere(ints, longs, seed):
     """A sensible cell, uniform; 0 if there is none."""
-    listed, where = CELLS + 4 * at(ints, SIZE), CELLS + 5 * at(ints, SIZE)
-    left = at(ints, EMPTIES)
+    listed, left = CELLS + 4 * at(ints, SIZE), at(ints, EMPTIES)
     while left > 0:
         place = (next_random(seed) * left) >> 32
         cell = at(ints, listed + place)
         if is_sensible(ints, longs, cell) and may_play(ints, longs, cell):
             return cell
         left -= 1
-        other = at(ints, listed + left)
-        ints[np.uintp(listed + place)], ints[np.uintp(listed + left)] = other, cell
-        ints[np.uintp(where + other)], ints[np.uintp(where + cell)] = place, left
+        set_aside(ints, place, left)
     return np.int64(0)
 
 

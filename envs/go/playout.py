@@ -38,19 +38,25 @@ def fills_eye(ints, cell):
 
 
 @inlined
+def set_aside(ints, place, last):
+    """Let two of the listed empty cells change places: one that was refused is then not drawn again."""
+    listed, where = CELLS + 4 * at(ints, SIZE), CELLS + 5 * at(ints, SIZE)
+    cell, other = at(ints, listed + place), at(ints, listed + last)
+    ints[np.uintp(listed + place)], ints[np.uintp(listed + last)] = other, cell
+    ints[np.uintp(where + other)], ints[np.uintp(where + cell)] = place, last
+
+
+@inlined
 def light_cell(ints, longs, seed):
     """A cell for the player to move, uniform among legal ones that fill no own eye; 0 if there is none."""
-    listed, where = CELLS + 4 * at(ints, SIZE), CELLS + 5 * at(ints, SIZE)
-    left = at(ints, EMPTIES)
+    listed, left = CELLS + 4 * at(ints, SIZE), at(ints, EMPTIES)
     while left > 0:
         place = (next_random(seed) * left) >> 32
         cell = at(ints, listed + place)
         if not fills_eye(ints, cell) and may_play(ints, longs, cell):
             return cell
-        left -= 1  # refused: it changes places with the last that is left, and is not drawn again
-        other = at(ints, listed + left)
-        ints[np.uintp(listed + place)], ints[np.uintp(listed + left)] = other, cell
-        ints[np.uintp(where + other)], ints[np.uintp(where + cell)] = place, left
+        left -= 1
+        set_aside(ints, place, left)
     return np.int64(0)
 
 

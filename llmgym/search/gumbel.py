@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from functools import cache
 
-import numpy as np
-
 from llmgym.compiled import kernel
 from llmgym.search.tree import ROOT, edge_value, edge_visits, mixed_value, sigma_scale
 
@@ -53,8 +51,3 @@ def halving_edges(nodes, edges, gumbels, wanted, numbers, root_edges):
                 if score > best_score:
                     best, best_score = edge, score
         root_edges[b] = best
-
-
-def gumbel_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Standard Gumbel variables."""
-    return rng.gumbel(size=shape)

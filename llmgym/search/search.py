@@ -10,7 +10,7 @@ import numpy as np
 
 from llmgym.mdp import MDP, NoLegalAction
 from llmgym.search.forest import Forest
-from llmgym.search.gumbel import considered_visits, gumbel_noise, halving_edges
+from llmgym.search.gumbel import considered_visits, halving_edges
 from llmgym.search.options import SearchOptions
 from llmgym.search.proposals import Evaluate, Proposal, Proposals, SearchError, among, ask
 from llmgym.search.tree import ROOT
@@ -48,9 +48,12 @@ class Search(Generic[State]):
     Raises:
         SearchError: a proposal without a candidate or with a NaN.
         NoLegalAction: a root that is terminal.
+        ValueError: the rule "rave", whose counts of all moves only drivers with playouts fill.
     """
 
     def __init__(self, mdp: MDP, evaluate: Evaluate, options: SearchOptions = SearchOptions()):  # noqa: B008 (frozen)
+        if options.rule == "rave":
+            raise ValueError("rule of a search without playouts must be puct, uct or gumbel, got 'rave'")
         self.mdp, self.evaluate, self.options = mdp, evaluate, options
         self.forest = Forest(options, 0)
 
@@ -152,7 +155,7 @@ class Search(Generic[State]):
                 drawn = rng.dirichlet(np.full(len(priors), alpha))  # type: ignore[union-attr]
                 priors[:] = (1 - options.noise) * priors + options.noise * drawn
         if options.rule == "gumbel":
-            self.gumbels = gumbel_noise(rng, (forest.trees, forest.width))  # type: ignore[arg-type]
+            self.gumbels = rng.gumbel(size=(forest.trees, forest.width))  # type: ignore[union-attr]
 
     def _halve(self, budget: int, left: np.ndarray, roots: np.ndarray) -> None:
         """Root edges by sequential halving."""
