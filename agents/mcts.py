@@ -127,7 +127,7 @@ class MCTS(Learner):
             ValueError: no budget, or a policy that has nothing to learn.
         """
         if not isinstance(self.policy, NetPolicy):
-            raise ValueError(f"the policy {self.policy!r} has nothing to learn: learn() needs CnnPolicy or MlpPolicy")
+            raise ValueError(f"the policy {self.policy!r} has nothing to learn: learn() needs one of {', '.join(NETS)}")
         budget = Budget(self, total_timesteps, None, max_seconds)
         self._loop(budget, self.distillation.iterate, callback, progress_bar)
         self.planner.forget()

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any, TypeVar
 
 from llmgym.agents.config import LearnerConfig
-from llmgym.nets import NetPolicy
+from llmgym.nets import KINDS, NetPolicy
 from llmgym.policy import LMPolicy
 
-NETS = ("MlpPolicy", "CnnPolicy")
+NETS = tuple(KINDS)
 C = TypeVar("C", bound=LearnerConfig)
 
 

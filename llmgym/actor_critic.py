@@ -91,16 +91,16 @@ class Cnn(ActorCritic):
         channels, *sides = shape
         convolutions = []
         while max(sides) > _LARGEST_PLANE:
-            convolutions.append(_convolution(channels, hidden[0], 2, generator))
+            convolutions.append(convolution(channels, hidden[0], 2, generator))
             channels, sides = hidden[0], [(side + 1) // 2 for side in sides]
         for width in hidden:
-            convolutions.append(_convolution(channels, width, 1, generator))
+            convolutions.append(convolution(channels, width, 1, generator))
             channels = width
         self.convolutions, self.activation = nn.ModuleList(convolutions), activation
         # Flattened and not pooled: on a board it matters where things are.
-        self.features = _linear(channels * math.prod(sides), _FEATURES, math.sqrt(2), generator)
-        self.actor = _linear(_FEATURES, outputs, 0.01, generator)
-        self.critic = _linear(_FEATURES, 1, 1.0, generator) if critic else None
+        self.features = linear(channels * math.prod(sides), _FEATURES, math.sqrt(2), generator)
+        self.actor = linear(_FEATURES, outputs, 0.01, generator)
+        self.critic = linear(_FEATURES, 1, 1.0, generator) if critic else None
 
     def outputs(self, x: Tensor) -> Tensor:
         return self.actor(self._trunk(x))
@@ -128,7 +128,7 @@ class Mlp(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: Activation, gain: float, generator: torch.Generator):
         super().__init__()
         gains = [math.sqrt(2)] * (len(sizes) - 2) + [gain]
-        layers = [_linear(*pair, generator) for pair in zip(sizes[:-1], sizes[1:], gains, strict=True)]
+        layers = [linear(*pair, generator) for pair in zip(sizes[:-1], sizes[1:], gains, strict=True)]
         self.layers, self.activation = nn.ModuleList(layers), activation
         # To look a parameter up in its module takes as long as a small product does.
         self._weights = [(layer.weight, layer.bias) for layer in layers]
@@ -141,13 +141,23 @@ class Mlp(nn.Module):
         return F.linear(x, *last)
 
 
-def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with orthogonal weights."""
     return _orthogonal(nn.utils.skip_init(nn.Linear, inputs, outputs), gain, generator)
 
 
-def _convolution(inputs: int, outputs: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
-    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, 3, stride=stride, padding=1)
-    return _orthogonal(layer, math.sqrt(2), generator)
+def convolution(
+    inputs: int,
+    outputs: int,
+    stride: int,
+    generator: torch.Generator,
+    *,
+    side: int = 3,
+    gain: float = math.sqrt(2),
+) -> nn.Conv2d:
+    """A convolution that keeps the sides of planes (divided by `stride`), with orthogonal weights."""
+    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, side, stride=stride, padding=side // 2)
+    return _orthogonal(layer, gain, generator)
 
 
 def _orthogonal(layer: Any, gain: float, generator: torch.Generator) -> Any:

@@ -17,9 +17,11 @@ from llmgym.counters import Counters
 from llmgym.distributions import make_head
 from llmgym.files import read_json, write_json
 from llmgym.models import resolve_device
+from llmgym.residual import ResNet
 from llmgym.spaces import describe, make_encoder
 
-KINDS = ("MlpPolicy", "CnnPolicy")
+KINDS: dict[str, type[ActorCritic]] = {"MlpPolicy": Mlps, "CnnPolicy": Cnn, "ResNetPolicy": ResNet}
+OF_VECTORS = "MlpPolicy"
 DTYPES: dict[str, Any] = {
     "float32": (torch.float32, np.dtype(np.float32)),
     "float64": (torch.float64, np.dtype(np.float64)),
@@ -45,20 +47,22 @@ class NetPolicy:
 
     "MlpPolicy": two networks of their own for actor and critic, on vectors. "CnnPolicy": one stack of 3x3 convolutions
     that both share, on planes such as a board's or on images; sides above 21 are halved by strided convolutions, so
-    that the points of a board stay apart. Weights are orthogonal at first, with gain √2, and 0.01 and 1 in the last
-    layers of actor and critic (Engstrom et al. 2020, as in stable-baselines3); biases are 0.
+    that the points of a board stay apart. "ResNetPolicy": a residual tower for boards, see `llmgym.residual.ResNet`.
+    Weights are orthogonal at first, with gain √2, and 0.01 and 1 in the last layers of actor and critic (Engstrom et
+    al. 2020, as in stable-baselines3); biases are 0.
 
     Observations: a Box (8-bit ones with bounds 0 and 255 are divided by 255), Discrete, MultiDiscrete or MultiBinary,
     or a flat Dict of them; `encode` makes one array of them, in which form everything but `predict` takes them.
     Actions: see `llmgym.distributions.make_head`.
 
     Args:
-        kind: "MlpPolicy" or "CnnPolicy".
+        kind: "MlpPolicy", "CnnPolicy" or "ResNetPolicy".
         env: an environment, single or vector, for its spaces.
-        hidden: units of each hidden layer; for "CnnPolicy" channels of each convolution.
-        activation: "tanh", "relu", "silu", "elu" or "gelu"; None: "tanh" for "MlpPolicy", "relu" for "CnnPolicy".
-        device: "cpu", "cuda", "cuda:1", …; "auto": CUDA for "CnnPolicy" where there is one, else the CPU, on which
-            small products cost less than a GPU needs to begin one.
+        hidden: units of each hidden layer; for "CnnPolicy" channels of each convolution, for "ResNetPolicy" of
+            each block.
+        activation: "tanh", "relu", "silu", "elu" or "gelu"; None: "tanh" for "MlpPolicy", else "relu".
+        device: "cpu", "cuda", "cuda:1", …; "auto": CUDA where there is one; but for "MlpPolicy" the CPU, on
+            which small products cost less than a GPU needs to begin one.
         dtype: "float32" or "float64".
         seed: of the weights and of the sampling generator; None takes fresh entropy.
         value_head: whether there is a critic.
@@ -79,12 +83,12 @@ class NetPolicy:
         seed: int | None = None,
         value_head: bool = True,
     ):
-        activation = activation or ("relu" if kind == "CnnPolicy" else "tanh")
+        activation = activation or ("tanh" if kind == OF_VECTORS else "relu")
         _check(kind, hidden, activation, dtype)
         self.kind, self.hidden, self.activation = kind, tuple(hidden), activation
         self.observation_space = getattr(env, "single_observation_space", env.observation_space)
         self.action_space = getattr(env, "single_action_space", env.action_space)
-        self.device = resolve_device("cpu" if kind == "MlpPolicy" and device == "auto" else device)
+        self.device = resolve_device("cpu" if kind == OF_VECTORS and device == "auto" else device)
         self.dtype, numpy_dtype = DTYPES[dtype]
         self.encode, self.head = make_encoder(self.observation_space, kind, numpy_dtype), make_head(self.action_space)
         generator = torch.Generator()
@@ -197,15 +201,20 @@ class NetPolicy:
         save_file(weights, folder / "policy.safetensors")
         write_json(folder / "policy.json", self._description())
 
-    def load_weights(self, folder: str | Path) -> None:
+    def load_weights(self, folder: str | Path, *, any_size: bool = False) -> None:
         """Read the weights that `save` wrote.
+
+        Args:
+            folder: where they are.
+            any_size: "ResNetPolicy": they may come from a board of another size, with the same planes.
 
         Raises:
             ValueError: no policy is there, or it has other spaces or another network.
         """
         saved = _saved(folder)
+        sized = ("observation_space", "action_space") if any_size and self.kind == "ResNetPolicy" else ()
         for name, own in self._description().items():
-            if saved[name] != own:
+            if saved[name] != own and name not in sized:
                 what = name.replace("_", " ")
                 raise ValueError(f"the policy in {str(folder)!r} has the {what} {saved[name]}, this one has {own}")
         self.net.load_state_dict(load_file(Path(folder) / "policy.safetensors"))
@@ -221,9 +230,8 @@ class NetPolicy:
         }
 
     def _network(self, generator: torch.Generator, critic: bool) -> ActorCritic:
-        kind = Cnn if self.kind == "CnnPolicy" else Mlps
         sizes = (self.encode.shape, self.hidden, self.head.size)
-        net = kind(*sizes, ACTIVATIONS[self.activation], critic, generator)
+        net = KINDS[self.kind](*sizes, ACTIVATIONS[self.activation], critic, generator)
         net.log_std = self.head.log_std
         return net
 
@@ -279,5 +287,5 @@ def _check(kind: str, hidden: Sequence[int], activation: str, dtype: str) -> Non
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    if any(width < 1 for width in hidden) or (kind == "CnnPolicy" and not hidden):
+    if any(width < 1 for width in hidden) or (kind != OF_VECTORS and not hidden):
         raise ValueError(f"hidden must hold whole numbers of at least 1, got {tuple(hidden)}")

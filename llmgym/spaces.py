@@ -121,19 +121,19 @@ def make_encoder(space: Any, kind: str, dtype: np.dtype) -> Encoder:
     """The encoder of a space.
 
     "MlpPolicy": vectors. A Box is flattened, Discrete and MultiDiscrete are one-hot, a flat Dict of these is
-    concatenated. "CnnPolicy": a Box of three axes as planes [C, H, W].
+    concatenated. "CnnPolicy" and "ResNetPolicy": a Box of three axes as planes [C, H, W].
 
     Args:
         space: of a single observation.
-        kind: "MlpPolicy" or "CnnPolicy".
+        kind: "MlpPolicy", "CnnPolicy" or "ResNetPolicy".
         dtype: the floating type of vectors.
 
     Raises:
         ValueError: the space is none that `kind` can read.
     """
-    if kind == "CnnPolicy":
+    if kind != "MlpPolicy":
         if not isinstance(space, spaces.Box) or len(space.shape) != 3:
-            raise ValueError(f"'CnnPolicy' reads a Box of three axes, [C, H, W] or an image, got {space}")
+            raise ValueError(f"{kind!r} reads a Box of three axes, [C, H, W] or an image, got {space}")
         return _Planes(space, dtype)
     return _Parts(space, dtype) if isinstance(space, spaces.Dict) else _vector_encoder(space, dtype)
 

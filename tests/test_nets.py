@@ -191,7 +191,7 @@ def test_spaces_that_cannot_be_read_are_refused_by_name(kind, space, sentence):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": "MLPPolicy"}, "kind must be one of 'MlpPolicy', 'CnnPolicy', got 'MLPPolicy'"),
+        ({"kind": "MLPPolicy"}, "kind must be one of 'MlpPolicy', 'CnnPolicy', 'ResNetPolicy', got 'MLPPolicy'"),
         ({"activation": "sine"}, "activation must be one of 'tanh', .* got 'sine'"),
         ({"dtype": "bfloat16"}, "dtype must be one of 'float32', 'float64', got 'bfloat16'"),
         ({"hidden": (64, 0)}, r"hidden must hold whole numbers of at least 1, got \(64, 0\)"),
