@@ -12,9 +12,11 @@ from torch import Tensor
 
 from llmgym.agents.budget import Budget
 from llmgym.agents.metrics import Means, Metrics
-from llmgym.agents.selfplay import Positions, SelfPlay
+from llmgym.agents.resignation import Resignation
+from llmgym.agents.selfplay import Finished, GameOptions, Positions, SelfPlay
 from llmgym.agents.strength import strength
 from llmgym.agents.window import Window
+from llmgym.agents.workers import Workers
 from llmgym.search.evaluators import BOUNDS, network_input
 from llmgym.search.losses import policy_loss, return_loss
 
@@ -31,22 +33,28 @@ class Distillation:
         self.updates = self.games = 0
         self.owed = 0.0  # positions that are still to be learnt from
         self.strength = float("nan")
-        self._play: SelfPlay | None = None
+        self.resignation = Resignation()
+        self._play: Workers | None = None
         self._permutations = board_symmetries(agent) if agent.config.symmetries else None
 
     @property
-    def play(self) -> SelfPlay:
+    def play(self) -> Workers:
         """The games under way."""
         if self._play is None:
             agent, c = self.agent, self.agent.config
+            how = GameOptions(c.opening_moves, c.random_moves, c.best or 1.0, c.to_the_end if c.resign else 1.0)
+            seeds = agent.rng.integers(2**63, size=c.workers)
+            shares = [c.games // c.workers + (i < c.games % c.workers) for i in range(c.workers)]
             named = (agent.mdp, agent.evaluator, agent.options, agent.evaluator.look)
-            self._play = SelfPlay(*named, c.games, c.opening_moves, agent.rng)
+            self._play = Workers(
+                [SelfPlay(*named, n, how, np.random.default_rng(seed)) for n, seed in zip(shares, seeds, strict=True)]
+            )
         return self._play
 
-    def iterate(self, budget: Budget) -> tuple[Metrics, list[Positions]]:
+    def iterate(self, budget: Budget) -> tuple[Metrics, list[Finished]]:
         """One update; returns its metrics, and the games that have ended."""
         agent, started = self.agent, time.perf_counter()
-        games = self.play.play(agent.config.moves)
+        games = self.play.play(agent.config.moves, self.resignation.threshold)
         seconds = time.perf_counter() - started
         agent.num_timesteps += agent.config.games * agent.config.moves
         metrics = self._take(games) | {"seconds_playing": seconds, "games_per_second": len(games) / seconds}
@@ -57,15 +65,22 @@ class Distillation:
             self.strength = self._match()
         return metrics | {"strength": self.strength} | agent.policy.counters.as_dict(), games
 
-    def _take(self, games: list[Positions]) -> Metrics:
+    def _take(self, games: list[Finished]) -> Metrics:
         """Put finished games into the window."""
-        for game in games:
-            self.window.add(game)
+        learnt = [game.positions for game in games]
+        for positions in learnt:
+            self.window.add(positions)
+        self.resignation.add(game.low for game in games if np.isfinite(game.low))
         self.games += len(games)
-        self.owed += self.agent.config.replay * sum(map(len, games))
-        length = float(np.mean([len(game) for game in games])) if games else float("nan")
-        first = float(np.mean([game.returns[0] for game in games])) if games else float("nan")
-        return {"games": float(self.games), "length": length, "first_return": first, "window": float(len(self.window))}
+        self.owed += self.agent.config.replay * sum(map(len, learnt))
+        return {
+            "games": float(self.games),
+            "window": float(len(self.window)),
+            "length": mean([len(positions) for positions in learnt]),
+            "first_return": mean([positions.returns[0] for positions in learnt]),
+            "resigned": mean([game.resigned for game in games]),
+            "threshold": self.resignation.threshold,
+        }
 
     def _learn(self) -> Metrics:
         """The gradient steps that are owed."""
@@ -118,12 +133,14 @@ class Distillation:
 
     def description(self) -> dict[str, Any]:
         """What JSON can say of it."""
-        return {name: getattr(self, name) for name in ("updates", "games", "owed")}
+        numbers = {name: getattr(self, name) for name in ("updates", "games", "owed")}
+        return numbers | {"lows": self.resignation.lows()}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what `description` wrote."""
         for name in ("updates", "games", "owed"):
             setattr(self, name, saved[name])
+        self.resignation.add(saved["lows"])
 
     def save(self, folder: Path) -> None:
         """Write the window."""
@@ -132,6 +149,11 @@ class Distillation:
     def load(self, folder: Path) -> None:
         """Read the window."""
         self.window.load(folder / "window.safetensors")
+
+
+def mean(numbers: list[Any]) -> float:
+    """NaN of none."""
+    return float(np.mean(numbers)) if numbers else float("nan")
 
 
 def board_symmetries(agent: Any) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from llmgym.agents.budget import Budget
-from llmgym.agents.config import LearnerConfig, check_above_zero, check_least
+from llmgym.agents.config import LearnerConfig, check_above_zero, check_least, check_unit
 from llmgym.agents.distillation import Distillation
 from llmgym.agents.environments import saved_env
 from llmgym.agents.files import described, load_agent, save_agent
@@ -22,8 +22,8 @@ from llmgym.agents.metrics import Metrics
 from llmgym.agents.planner import Planner
 from llmgym.agents.policies import NETS, is_net, make_policy
 from llmgym.agents.seen import Seen
-from llmgym.agents.selfplay import Positions, draw_action
-from llmgym.agents.strength import two_play
+from llmgym.agents.selfplay import Finished, draw_action
+from llmgym.agents.strength import check_opponent, two_play
 from llmgym.files import atomic_folder, write_json
 from llmgym.nets import NetPolicy
 from llmgym.search import Result, SearchOptions
@@ -31,7 +31,7 @@ from llmgym.search.evaluators import NetEvaluator, PlayoutEvaluator, UniformEval
 from llmgym.search.proposals import Evaluate
 
 WITHOUT_NET = ("uniform", "random")
-Callback = Callable[["MCTS", Metrics, list[Positions]], bool | None]
+Callback = Callable[["MCTS", Metrics, list[Finished]], bool | None]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,13 @@ class MCTSConfig(LearnerConfig, SearchOptions):
     bound: Literal["tanh", "clip", "none"] = "tanh"  # of the critic's output; "none" where returns leave [-1, 1]
     bfloat16: bool = False  # forward passes of searches in bfloat16, for processors and GPUs that have it
     reuse: bool = True  # predict: keep what is known below the moves played (not with "gumbel")
-    games: int = 32  # played side by side, in one search
+    games: int = 32  # played side by side
+    workers: int = 1  # threads of self-play, each with a search over its share of the games
     moves: int = 16  # of each game between two updates
+    random_moves: int = 0  # most moves that a game begins with, uniform over legal ones, before the search plays
     opening_moves: int = 8  # of each game drawn from the visits instead of the best; Gumbel draws its own
+    resign: bool = False  # games are given up where that is wrong in 5 % at most; `best` must say what the winner gets
+    to_the_end: float = 0.1  # share of games that are never given up: they tell where resigning would be wrong
     window: int = 50_000  # last positions that minibatches are drawn from
     batch_size: int = 256  # positions in a minibatch
     replay: float = 4.0  # times that a position is learnt from, on average
@@ -57,7 +61,7 @@ class MCTSConfig(LearnerConfig, SearchOptions):
     symmetries: bool = True  # Go: positions are turned and mirrored at random
     match_every: int = 10  # updates between two matches against `opponent`; 0: never
     match_games: int = 32  # of a match, in one search; with each colour half of them
-    opponent: Literal["light", "random"] = "light"  # uniform moves; "light": none into own eyes, where the rules know
+    opponent: str = "light"  # uniform moves ("random"), none into own eyes of Go ("light"), or a search ("mcts:…")
 
     def __post_init__(self):
         LearnerConfig.__post_init__(self)
@@ -68,8 +72,13 @@ class MCTSConfig(LearnerConfig, SearchOptions):
             raise ValueError(f"lora is for language models, MCTS plans with small networks: got {self.lora}")
         if self.discount < 0:
             raise ValueError(f"discount must be above 0 (players give it its sign), got {self.discount}")
-        check_least(self, 1, "games", "moves", "window", "batch_size", "match_games")
-        check_least(self, 0, "opening_moves", "value_weight", "weight_decay", "match_every")
+        if self.resign and self.best is None:
+            raise ValueError("resign needs best, the return of a win (1.0 in Go), got best=None")
+        check_least(self, 1, "games", "workers", "moves", "window", "batch_size", "match_games")
+        check_least(self, 0, "opening_moves", "random_moves", "value_weight", "weight_decay", "match_every")
+        check_least(self, self.workers, "games")
+        check_unit(self, "to_the_end")
+        check_opponent(self.opponent)
         check_above_zero(self, "replay")
 
     def options(self, two: bool) -> SearchOptions:

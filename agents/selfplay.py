@@ -35,11 +35,54 @@ class Positions:
         return len(self.returns)
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A game of self-play that is over.
+
+    Attributes:
+        positions: what is learnt from.
+        resigned: whether it was given up.
+        low: the lowest value that a player saw who did not lose it; NaN where it might have been given up.
+    """
+
+    positions: Positions
+    resigned: bool
+    low: float
+
+
 class _Moment(NamedTuple):
     observation: np.ndarray
     mask: np.ndarray
     policy: np.ndarray
     reward: float
+    value: float
+
+
+class _Game:
+    """A game under way."""
+
+    def __init__(self, state: Any, to_the_end: bool):
+        self.state, self.to_the_end = state, to_the_end
+        self.moments: list[_Moment] = []
+        self.resigned = False
+
+
+@dataclass(frozen=True)
+class GameOptions:
+    """How games of self-play go.
+
+    Attributes:
+        opening_moves: moves drawn from the search's policy instead of the best; Gumbel draws its own.
+        random_moves: most moves that a game begins with before the search plays, uniform over legal ones; how many
+            is uniform too.
+        best: the highest return, the lowest is -best; whoever resigns gets that.
+        to_the_end: share of games in which nobody resigns.
+    """
+
+    opening_moves: int = 0
+    random_moves: int = 0
+    best: float = 1.0
+    to_the_end: float = 1.0
 
 
 class SelfPlay:
@@ -51,8 +94,7 @@ class SelfPlay:
         options: of the search.
         look: what is kept of states.
         games: how many at once.
-        opening_moves: moves of a game that are drawn from the search's policy instead of the best; Gumbel draws
-            its own.
+        how: they go.
         rng: of all of this.
     """
 
@@ -63,40 +105,67 @@ class SelfPlay:
         options: SearchOptions,
         look: Look,
         games: int,
-        opening_moves: int,
+        how: GameOptions,
         rng: np.random.Generator,
     ):
-        self.mdp, self.look, self.rng = mdp, look, rng
+        self.mdp, self.look, self.how, self.rng = mdp, look, how, rng
         self.search = Search[Any](mdp, evaluate, options)
-        self.opening_moves = 0 if options.rule == "gumbel" else opening_moves
-        self.states = [mdp.initial(rng) for _ in range(games)]
-        self.moments: list[list[_Moment]] = [[] for _ in range(games)]
+        self.games = [self._begin() for _ in range(games)]
 
-    def play(self, moves: int) -> list[Positions]:
-        """So many moves in every game; returns the games that have ended."""
-        ended = list[Positions]()
+    def play(self, moves: int, give_up: float = -np.inf) -> list[Finished]:
+        """So many moves in every game; returns the games that have ended.
+
+        Args:
+            moves: of each game.
+            give_up: below this value of its position a player resigns.
+        """
+        ended = list[Finished]()
         for _ in range(moves):
-            self._move()
-            for row, state in enumerate(self.states):
-                if self.mdp.terminal(state):
-                    ended.append(positions(self.moments[row], self.search.options.discount))
-                    self.states[row], self.moments[row] = self.mdp.initial(self.rng), []
+            self._move(give_up)
+            for row, game in enumerate(self.games):
+                if game.resigned or self.mdp.terminal(game.state):
+                    ended.append(finished(game, self.search.options.discount))
+                    self.games[row] = self._begin()
         return ended
 
-    def _move(self) -> None:
-        observations, masks = self.look(self.states)
-        self.search.start(self.states, self.rng)
-        for row, result in enumerate(self.search.run()):
-            self._act(row, result, observations[row], masks[row])
+    def _begin(self) -> _Game:
+        state = self.mdp.initial(self.rng)
+        for _ in range(self.rng.integers(self.how.random_moves + 1)):
+            after = self.mdp.transition(state, int(self.rng.choice(np.flatnonzero(self.mdp.mask(state)))))
+            if self.mdp.terminal(after):
+                break
+            state = after
+        return _Game(state, self.rng.random() < self.how.to_the_end)
 
-    def _act(self, row: int, result: Result, observation: np.ndarray, mask: np.ndarray) -> None:
+    def _move(self, give_up: float) -> None:
+        states = [game.state for game in self.games]
+        observations, masks = self.look(states)
+        self.search.start(states, self.rng)
+        for game, result, observation, mask in zip(self.games, self.search.run(), observations, masks, strict=True):
+            self._act(game, result, observation, mask, give_up)
+
+    def _act(self, game: _Game, result: Result, observation: np.ndarray, mask: np.ndarray, give_up: float) -> None:
         policy = np.zeros(len(mask), np.float32)
         policy[list(result.actions)] = result.policy
-        before, opening = self.states[row], len(self.moments[row]) < self.opening_moves
+        game.resigned = result.value < give_up and not game.to_the_end
+        reward = -self.how.best if game.resigned else self._step(game, result)
+        game.moments.append(_Moment(observation, mask, policy, reward, result.value))
+
+    def _step(self, game: _Game, result: Result) -> float:
+        """Play on; returns the reward."""
+        gumbel, before = self.search.options.rule == "gumbel", game.state
+        opening = not gumbel and len(game.moments) < self.how.opening_moves
         action = draw_action(result, self.rng) if opening else result.action
-        self.states[row] = self.mdp.transition(before, action)
-        reward = self.mdp.reward(before, action, self.states[row])
-        self.moments[row].append(_Moment(observation, mask, policy, reward))
+        game.state = self.mdp.transition(before, action)
+        return self.mdp.reward(before, action, game.state)
+
+
+def finished(game: _Game, discount: float) -> Finished:
+    """What is left of a game that is over."""
+    learnt = positions(game.moments, discount)
+    values = np.array([moment.value for moment in game.moments])
+    low = float(values[learnt.returns >= 0].min(initial=np.inf)) if game.to_the_end else np.nan
+    return Finished(learnt, game.resigned, low)
 
 
 def positions(moments: Sequence[_Moment], discount: float) -> Positions:

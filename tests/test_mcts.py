@@ -15,9 +15,11 @@ from test_search import GAME, TicTacToe, solve
 from worlds import flat
 
 from llmgym.agents import MCTS, MCTSConfig
-from llmgym.agents.selfplay import Positions, SelfPlay
+from llmgym.agents.resignation import Resignation
+from llmgym.agents.selfplay import GameOptions, Positions, SelfPlay
 from llmgym.agents.strength import strength
 from llmgym.agents.window import Window
+from llmgym.agents.workers import Workers
 from llmgym.env import MDPEnv
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.mdp import MDP
@@ -180,13 +182,72 @@ def test_returns_are_of_the_player_to_move():
     rng = np.random.default_rng(0)
     look = MCTS("MlpPolicy", MDPEnv(Noughts()), **SMALL).evaluator.look
     options = SearchOptions(rule="puct", simulations=20, discount=-1.0, noise=0.25, best=1.0)
-    games = SelfPlay(Noughts(), UniformEvaluator(GAME), options, look, 6, 3, rng).play(12)
-    assert len(games) >= 6
-    for game in games:
+    played = SelfPlay(Noughts(), UniformEvaluator(GAME), options, look, 6, GameOptions(opening_moves=3), rng).play(12)
+    assert len(played) >= 6 and not any(game.resigned for game in played)
+    for game in (one.positions for one in played):
         marks = game.observations.sum(1)
         assert marks.tolist() == list(range(len(game)))  # every move from the first, both players'
         assert np.allclose(game.returns[:-1], -game.returns[1:]) and set(game.returns.tolist()) <= {-1.0, 0.0, 1.0}
         assert np.allclose(game.policies.sum(1), 1) and not game.policies[~game.masks].any()
+
+
+def self_play(mdp, seed, games=6, evaluate=None, **how):
+    policy = NetPolicy("CnnPolicy", mdp, hidden=(8,), device="cpu", seed=0)
+    evaluator = NetEvaluator(mdp, policy)
+    options = SearchOptions(rule="gumbel", simulations=4, considered=4, discount=-1.0)
+    rng = np.random.default_rng(seed)
+    return SelfPlay(mdp, evaluate or evaluator, options, evaluator.look, games, GameOptions(**how), rng)
+
+
+def test_workers_play_what_each_would_play_alone():
+    mdp = GoMDP(3, komi=0.5)
+    alone = [game for seed in (1, 2) for game in self_play(mdp, seed, random_moves=3).play(20, -0.9)]
+    together = Workers([self_play(mdp, seed, random_moves=3) for seed in (1, 2)]).play(20, -0.9)
+    assert len(alone) == len(together) > 4
+    for one, two in zip(alone, together, strict=True):
+        assert np.array_equal(one.positions.observations, two.positions.observations)
+        assert np.array_equal(one.positions.policies, two.positions.policies)
+
+
+def test_games_begin_with_random_moves():
+    mdp = GoMDP(5)
+    counts = np.bincount([game.state.n_moves for game in self_play(mdp, 0, 400, random_moves=3).games], minlength=4)
+    assert len(counts) == 4 and (counts > 60).all()
+    assert not any(mdp.terminal(game.state) for game in self_play(GoMDP(1, komi=0.5), 0, 50, random_moves=3).games)
+
+
+def test_who_resigns_has_lost_and_some_games_tell_whether_that_was_right():
+    class Sure(UniformEvaluator):
+        """White believes to have lost."""
+
+        def value(self, state):
+            return 1.0 if state.to_play == 0 else -1.0
+
+    mdp = GoMDP(3, komi=-20.0)  # Black has won
+    games = self_play(mdp, 0, 40, Sure(mdp), to_the_end=0.5, best=1.0).play(30, -0.9)
+    given_up, played = ([game for game in games if game.resigned is which] for which in (True, False))
+    assert len(given_up) > 10 and len(played) > 10
+    assert all(game.positions.returns.tolist() == [1.0, -1.0] and np.isnan(game.low) for game in given_up)
+    assert all(game.positions.returns[0] == 1.0 for game in played) and max(len(g.positions) for g in played) > 2
+    assert all(game.low > 0.5 for game in played)  # Black never doubted
+    resignation = Resignation(wrong=0.05)
+    resignation.add(game.low for game in played[:10])
+    assert resignation.threshold == -np.inf
+    resignation.add([-0.99] * 2 + [-0.7] * 18 + [0.5] * 60)
+    assert -0.7 <= resignation.threshold < -0.6 and Resignation().threshold == -np.inf
+    resignation.add([0.0] * 500)
+    assert resignation.threshold == -0.5  # never above
+
+
+def test_strength_is_measured_against_a_search_too():
+    mdp, rng = GoMDP(4, komi=0.5), np.random.default_rng(0)
+    options = SearchOptions(simulations=4, rule="puct", discount=-1.0)
+    results = [
+        strength(mdp, UniformEvaluator(mdp), options, name, 20, rng) for name in ("light", "mcts:simulations=64")
+    ]
+    assert results[1] < results[0] - 0.2
+    with pytest.raises(ValueError, match="plays Go only"):
+        strength(Noughts(), UniformEvaluator(GAME), options, "mcts", 2, rng)
 
 
 def test_losses_are_those_of_the_papers():
@@ -291,7 +352,11 @@ def test_bad_input_is_one_sentence():
         ({"rule": "rave"}, "rule must be one of gumbel, puct, uct"),
         ({"games": 0}, "games must be at least 1"),
         ({"replay": 0.0}, "replay must be above 0"),
-        ({"opponent": "strong"}, "opponent must be one of"),
+        ({"opponent": "strong"}, "opponent must be light, random or mcts:…, got 'strong'"),
+        ({"opponent": "mcts:force=3"}, "mcts has no option 'force'"),
+        ({"resign": True}, "resign needs best"),
+        ({"workers": 40}, "games must be at least 40, got 32"),
+        ({"to_the_end": 1.5}, "to_the_end must be in"),
         ({"lora": 4}, "lora"),
         ({"discount": -1.0}, "discount"),
         ({"bound": "sigmoid"}, "bound must be one of"),
