@@ -1,9 +1,13 @@
 """The search's strength against GNU Go 3.8, level 10, on 9x9: a row for each thing that it learns, game by game.
 
 Positional superko, area scoring with every stone alive, komi 7 (draws can happen), at most 243 moves. Every pair of
-games begins with two random moves of its own, and colours swap within it. The referee is that of `llmgym match`. Ours
-plays on one thread and keeps its tree between moves; it never resigns. A void game (an engine has crashed, or has not
-answered) counts for nobody and is told apart.
+games begins with two random moves of its own, and colours swap within it. The referee is that of `llmgym match`. A void
+game (an engine has crashed, or has not answered) counts for nobody and is told apart.
+
+Ours plays on one thread and keeps its tree between moves. Its simulations are at most so many a move: it stops where
+the rest could not change the move. It resigns where it gives itself a chance of 2 % or less, which can cost it points
+but win none; GNU Go never resigns. Seconds a move are ours: of the clock, and of the processor, which other work on the
+machine slows less.
 
 A row's games lie in FOLDER/ROW.json, which is written after every game: the same command goes on where it was stopped,
 and plays nothing if all games are there. Games with a fixed number of simulations repeat with their seed.
@@ -42,13 +46,14 @@ GNU_GO = "gnugo --mode gtp --chinese-rules --capture-all-dead --level 10 --posit
 SIZE, KOMI, RANDOM_MOVES, SEED = 9, 7.0, 2, 0
 # What a row is called, and its player. Later rows have what earlier ones have.
 ROWS = {
-    "uct": ("UCT, light playouts, 5,000", "mcts:simulations=5000,playouts=light,rule=uct,c_uct=1"),
-    "rave": ("+ RAVE", "mcts:simulations=5000,playouts=light,prior=0"),
-    "heavy": ("+ heavy playouts", "mcts:simulations=5000,prior=0"),
-    "priors": ("+ first impressions of moves", "mcts:simulations=5000"),
-    "best": ("the same, a second a move", "mcts:seconds=1"),
+    "uct": ("UCT, light playouts, 5,000", "mcts:simulations=5000,resign=0.02,playouts=light,rule=uct,c_uct=0.5"),
+    "rave": ("+ RAVE", "mcts:simulations=5000,resign=0.02,playouts=light,prior=0"),
+    "heavy": ("+ heavy playouts", "mcts:simulations=5000,resign=0.02,prior=0"),
+    "priors": ("+ first impressions of moves", "mcts:simulations=5000,resign=0.02"),
+    "best": ("the same, 15,000", "mcts:simulations=15000,resign=0.02"),
 }
-HEAD = ("player", "games", "distinct", "void", "score", "95 % interval", "as Black", "as White", "s a move", "longest")
+_SECONDS = ("s a move", "longest", "CPU s a move", "longest")
+HEAD = ("player", "games", "distinct", "void", "score", "95 % interval", "as Black", "as White", *_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -115,23 +120,24 @@ def about(player: str) -> dict[str, Any]:
 
 
 class Timed(Opponent):
-    """A player that keeps the seconds of each of its moves."""
+    """A player that keeps the seconds of each of its moves, of the clock and of its thread."""
 
     remembers = True
 
     def __init__(self, player: Opponent):
-        self.player, self.seconds = player, list[float]()
+        self.player, self.seconds, self.cpu = player, list[float](), list[float]()
 
     def start(self, game: Game) -> None:
         """Not counted."""
         self.player.start(game)
-        self.seconds = []
+        self.seconds, self.cpu = [], []
 
     def move(self, game: Game, rng: np.random.Generator) -> int | None:
         """The player's own."""
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.thread_time()
         action = self.player.move(game, rng)
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(round(time.perf_counter() - began, 3))
+        self.cpu.append(round(time.thread_time() - worked, 3))
         return action
 
 
@@ -153,7 +159,7 @@ def one_game(number: int) -> dict[str, Any]:
     """Game `number` of `play_match`, as it is kept."""
     table = Table.here
     played = play_game(table.entrants, table.openings, number, np.random.default_rng([SEED, number]))
-    return {"number": number} | kept(played) | {"seconds": [round(each, 3) for each in table.ours.seconds]}
+    return {"number": number} | kept(played) | {"seconds": table.ours.seconds, "cpu": table.ours.cpu}
 
 
 def kept(played: Played) -> dict[str, Any]:
@@ -173,13 +179,13 @@ def markdown(rows: list[tuple[str, list[dict[str, Any]]]]) -> str:
 def cells(name: str, games: list[dict[str, Any]]) -> tuple[str, ...]:
     """A row of the table; a draw is half a point."""
     counted = [game for game in games if not game["void"]]
-    seconds = [each for game in counted for each in game["seconds"]] or [float("nan")]
+    clocks = [[each for game in counted for each in game[clock]] or [float("nan")] for clock in ("seconds", "cpu")]
     distinct, void = len({game["moves"] for game in counted}), len(games) - len(counted)
     low, high = wilson(points(counted), len(counted))
     share = f"{100 * points(counted) / max(len(counted), 1):.1f} %"
     colours = [[game for game in counted if game["black"] == black] for black in (0, 1)]
     scores = [f"{points(found):g} of {len(found)}" for found in colours]
-    times = f"{np.mean(seconds):.2f}", f"{max(seconds):.2f}"
+    times = [f"{figure:.2f}" for seconds in clocks for figure in (np.mean(seconds), max(seconds))]
     numbers = str(len(counted)), str(distinct), str(void)
     return name, *numbers, share, f"{100 * low:.1f}–{100 * high:.1f} %", *scores, *times
 

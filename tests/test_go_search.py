@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from llmgym.compiled import kernel
 from llmgym.envs.go.board import action_of
 from llmgym.envs.go.heavy import heavy_cell, pattern_table
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.rollout_search import RolloutSearch
+from llmgym.envs.go.rollout_search import DEFAULT, RolloutSearch
 from llmgym.envs.go.rollouts import write_candidates
 from llmgym.mdp import NoLegalAction
 from llmgym.search import Proposal, Search, SearchOptions
@@ -95,6 +97,38 @@ def test_a_tree_is_kept_along_the_moves_that_are_played():
             np.testing.assert_array_equal(second.visits, fresh.visits)
     elsewhere = searcher.run(opened(mdp, 9, 6))
     assert elsewhere.visits.sum() == 300
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rule", ["uct", "rave"])
+def test_a_search_that_ends_early_plays_the_same_move(rule, threads):
+    """And what it leaves out could not have changed it: the lead is larger than the simulations that are missing."""
+    mdp, missing = GoMDP(5, komi=0.5), []
+    options = SearchOptions(simulations=500, rule=rule, best=1.0)
+    for seed in range(30):
+        state = opened(mdp, seed, seed % 20)
+        searchers = [RolloutSearch(mdp, options, threads=threads, seed=seed) for _ in range(2)]
+        full, early = searchers[0].run(state), searchers[1].run(state, early=True)
+        left = 500 - early.visits.sum()
+        if full.exact:
+            continue
+        assert early.action == full.action and (early.visits <= full.visits).all()
+        lead = early.visits[early.index] - np.delete(early.visits, early.index).max()
+        assert left == 0 or lead > left
+        missing.append(left)
+    assert len(missing) > 10 and np.mean(missing) > 10
+
+
+def test_seconds_end_early_where_one_move_is_far_ahead():
+    """That is the centre of 3x3 with komi 6, but for which Black loses."""
+    mdp = GoMDP(3, komi=6)
+    searcher = RolloutSearch(mdp, DEFAULT, playouts="heavy")
+    searcher.run(mdp.initial(), 10)  # compiled, or read from the disk
+    searcher.forget()
+    began = time.perf_counter()
+    result = searcher.run(mdp.initial(), seconds=2, early=True)
+    spent = time.perf_counter() - began
+    assert result.action == 4 and not result.exact and 2 / 32 < spent < 1.8
 
 
 @pytest.mark.parametrize("rule", ["uct", "rave"])

@@ -40,7 +40,7 @@ def test_a_table_calls_it_by_its_options_only_where_that_tells_two_apart():
     ("name", "sentence"),
     {
         "mcts:": "mcts has no option ''",
-        "mcts:speed=3": "mcts has no option 'speed': choose simulations, seconds, playouts",
+        "mcts:speed=3": "mcts has no option 'speed': choose simulations, seconds, early, playouts",
         "mcts:simulations=many": "simulations of mcts must be a whole number, got 'many'",
         "mcts:simulations": "simulations of mcts must be a whole number, got ''",
         "mcts:simulations=0": r"simulations must be a whole number in \[1, ",
@@ -50,6 +50,7 @@ def test_a_table_calls_it_by_its_options_only_where_that_tells_two_apart():
         "mcts:playouts=static": "playouts must be one of light, heavy, got 'static'",
         "mcts:rule=gumbel": "rule must be one of rave, uct, puct, got 'gumbel'",
         "mcts:candidates=few": "candidates must be one of sensible, all, got 'few'",
+        "mcts:resign=1": r"resign must be in \[0, 1\), got 1.0",
         "mcts:reuse=maybe": "reuse of mcts must be true or false, got 'maybe'",
         "mcts:threads=1,threads=2": "threads of mcts is given twice",
     }.items(),
@@ -113,7 +114,7 @@ def test_copies_and_pickles_search_alike():
 def test_seconds_are_what_a_move_takes(threads):
     mdp = GoMDP(9)
     game = Game(mdp, mdp.initial(), [], mdp.initial())
-    player = SearchOpponent(SearchSettings(seconds=0.3, threads=threads))
+    player = SearchOpponent(SearchSettings(seconds=0.3, threads=threads, early=False))
     player.move(game, np.random.default_rng(0))  # compiled, or read from the disk
     player.start(game)
     began = time.perf_counter()
@@ -129,6 +130,17 @@ def test_a_won_game_is_not_thought_about():
     player = SearchOpponent(SearchSettings(seconds=30.0))
     assert mdp.score(state) > 0
     assert player.move(Game(mdp, mdp.initial(), [40, 81], state), np.random.default_rng(0)) == 81
+
+
+def test_it_resigns_only_where_it_is_asked_to():
+    """White has two stones against a board of Black's, who lives."""
+    mdp = GoMDP(5, komi=0.5)
+    state = mdp.position("X X X X .\nX . X X X\nX X X . X\n. X X X X\nX X . O O", to_play=1)
+    game = Game(mdp, state, [], state)
+    for resign, action in ((0.0, True), (0.05, False)):
+        player = make_player(f"{FAST},resign={resign}")
+        assert (player.move(game, np.random.default_rng(0)) is not None) == action
+        player.close()
 
 
 def test_it_beats_light_moves_and_no_game_goes_wrong():

@@ -24,6 +24,7 @@ DEFAULT = SearchOptions(simulations=1000, rule="rave", c_uct=0.0, best=1.0)
 _EDGES_PER_NODE = 60  # most nodes are visited once and get no edges; a tree without room for more still counts
 _MOST_NODES, _MOST_EDGES = 1 << 21, 1 << 23  # of a tree: half a gigabyte; then it grows no more, but still counts
 _SLICE = 0.05  # seconds between two looks at the clock, at most
+_LOOKS = 32  # into so many parts a search is cut to see whether the rest matters; a rate needs one to be known
 
 
 class RolloutSearch:
@@ -87,13 +88,17 @@ class RolloutSearch:
         if self._pool:
             self._pool.shutdown()
 
-    def run(self, state: GoState, simulations: int | None = None, seconds: float | None = None) -> Result:
+    def run(
+        self, state: GoState, simulations: int | None = None, seconds: float | None = None, early: bool = False
+    ) -> Result:
         """Search from a state; what earlier runs found below it counts if the state has been reached from theirs.
 
         Args:
             state: the root.
             simulations: of all threads together; None: those of the options.
-            seconds: search for so long instead, or until the root is proven.
+            seconds: search for so long instead.
+            early: end before, once the root is proven or the most visited move cannot be overtaken by all that is left
+                of the simulations, or of the time at the rate so far. Proofs apart, the move is the same.
 
         Raises:
             NoLegalAction: the game is over.
@@ -103,22 +108,42 @@ class RolloutSearch:
         budget = self.options.simulations if simulations is None else simulations
         check_whole("simulations", budget, 1, 2**31)
         self._follow(state)
-        if seconds is None:
-            self._simulate(state, budget)
+        if seconds is not None:
+            self._think(state, seconds, early)
+        elif early:
+            self._spend(state, budget)
         else:
-            self._think(state, seconds)
+            self._simulate(state, budget)
         return self._result()
 
-    def _think(self, state: GoState, seconds: float) -> None:
-        """Slices of simulations until the time is spent."""
+    def _spend(self, state: GoState, simulations: int) -> None:
+        """Slices of simulations until all are made, or the rest does not matter."""
+        portion = self.threads * max(1, simulations // (self.threads * _LOOKS))
+        while simulations > 0 and not self._decided(simulations):
+            self._simulate(state, min(portion, simulations))
+            simulations -= portion
+
+    def _think(self, state: GoState, seconds: float, early: bool) -> None:
+        """Slices of simulations until the time is spent, or the rest of it does not matter."""
         began, done, portion = time.perf_counter(), 0, 16 * self.threads
         while (spent := time.perf_counter() - began) < seconds:
             if done:
-                portion = max(self.threads, int(done / spent * min(_SLICE, seconds - spent)))
+                rate = done / spent
+                if early and spent > seconds / _LOOKS and self._decided(rate * (seconds - spent)):
+                    return
+                portion = max(self.threads, int(rate * min(_SLICE, seconds - spent)))
             self._simulate(state, portion)
             done += portion
-            if not np.isnan(self.nodes["exact"][:, ROOT]).all():
-                return
+
+    def _decided(self, left: float) -> bool:
+        """Whether the root is proven, or so many more visits could not make another move the most visited one."""
+        if not self.counts[:, 0].all() or not self.nodes["degree"][:, ROOT].all():
+            return False
+        if not np.isnan(self.nodes["exact"][:, ROOT]).all():
+            return True
+        result = self._result()
+        others = np.delete(result.visits, result.index)
+        return bool(result.visits[result.index] - others.max(initial=0) > left)
 
     def _simulate(self, state: GoState, simulations: int) -> None:
         """Grow all trees, each on its thread."""

@@ -26,6 +26,7 @@ class SearchSettings:
 
     simulations: int = 1000  # of a move, all threads together
     seconds: float = 0.0  # of a move; above 0 it takes the place of simulations, and games do not repeat
+    early: bool = True  # whether a search ends once what is left of it could not change the move
     playouts: str = "heavy"  # heavy (atari, 3x3 patterns, no self-atari) or light
     rule: str = "rave"  # rave, uct or puct
     threads: int = 1  # each with a tree of its own
@@ -34,6 +35,7 @@ class SearchSettings:
     prior: float = 1.0  # weight of what moves look like before they are tried (only with rave)
     candidates: str = "sensible"  # sensible (no own eye is filled) or all (which small boards need to be solved)
     reuse: bool = True  # whether the tree is kept from move to move
+    resign: float = 0.0  # chance of winning at which it resigns, by its own search; at 0 it never does
 
     def __post_init__(self):
         check_whole("simulations", self.simulations, 1, 2**31 - 1)
@@ -45,6 +47,8 @@ class SearchSettings:
             check_number(name, getattr(self, name))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.resign < 1:
+            raise ValueError(f"resign must be in [0, 1), got {self.resign}")
 
     @classmethod
     def parse(cls, name: str) -> SearchSettings:
@@ -83,11 +87,13 @@ class SearchOpponent(Opponent):
         if self._search is not None:
             self._search.forget()
 
-    def move(self, game: Game, rng: np.random.Generator) -> int:
-        """The move that a search finds."""
-        search = self._prepared(game.mdp)
+    def move(self, game: Game, rng: np.random.Generator) -> int | None:
+        """The move that a search finds, or None to resign."""
+        search, settings = self._prepared(game.mdp), self.settings
         search.seed(int(rng.integers(2**63)))
-        return search.run(game.state, seconds=self.settings.seconds or None).action
+        found = search.run(game.state, seconds=settings.seconds or None, early=settings.early)
+        hopeless = settings.resign > 0 and (1 + found.values[found.index]) / 2 <= settings.resign
+        return None if hopeless else found.action
 
     def close(self) -> None:
         """Free the tree and its threads."""
