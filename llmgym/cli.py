@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-AGENTS = ("grpo", "ppo", "reinforce", "sft", "dpo", "reward-model")
+AGENTS = ("grpo", "ppo", "reinforce", "mcts", "sft", "dpo", "reward-model")
 OFFLINE = ("sft", "dpo", "reward-model")
+MODULES = {"mcts": "train_mcts"} | dict.fromkeys(OFFLINE, "train_offline")  # where it is not train
 HELP = """\
 usage: llmgym COMMAND [OPTIONS]
 
@@ -21,6 +22,7 @@ commands:
   train grpo        train with group relative policy optimisation
   train ppo         train with proximal policy optimisation
   train reinforce   train with the Monte-Carlo policy gradient
+  train mcts        learn Go by self-play with search (Gumbel AlphaZero)
   train sft         supervised fine-tuning on demonstrations
   train dpo         train on preferences directly
   train reward-model
@@ -76,8 +78,7 @@ def _train(words: list[str]) -> int:
     if not words or words[0] not in AGENTS:
         named = f"unknown agent {words[0]!r}" if words else "llmgym train needs an agent"
         raise ValueError(f"{named}: choose {', '.join(AGENTS[:-1])} or {AGENTS[-1]}, as in llmgym train {AGENTS[0]}")
-    module = "train_offline" if words[0] in OFFLINE else "train"
-    return _run(f"llmgym.commands.{module}")(words[0], words[1:])
+    return _run(f"llmgym.commands.{MODULES.get(words[0], 'train')}")(words[0], words[1:])
 
 
 def _run(module: str) -> Callable[..., int]:
