@@ -17,6 +17,7 @@ from llmgym.agents.selfplay import Finished, GameOptions, Positions, SelfPlay
 from llmgym.agents.strength import strength
 from llmgym.agents.window import Window
 from llmgym.agents.workers import Workers
+from llmgym.search import Search
 from llmgym.search.evaluators import BOUNDS, network_input
 from llmgym.search.losses import policy_loss, return_loss
 
@@ -45,11 +46,23 @@ class Distillation:
             how = GameOptions(c.opening_moves, c.random_moves, c.best or 1.0, c.to_the_end if c.resign else 1.0)
             seeds = agent.rng.integers(2**63, size=c.workers)
             shares = [c.games // c.workers + (i < c.games % c.workers) for i in range(c.workers)]
-            named = (agent.mdp, agent.evaluator, agent.options, agent.evaluator.look)
+            look, mdp = agent.evaluator.look, agent.mdp
             self._play = Workers(
-                [SelfPlay(*named, n, how, np.random.default_rng(seed)) for n, seed in zip(shares, seeds, strict=True)]
+                [
+                    SelfPlay(mdp, self._planning(), look, n, how, np.random.default_rng(seed))
+                    for n, seed in zip(shares, seeds, strict=True)
+                ]
             )
         return self._play
+
+    def _planning(self) -> Any:
+        """Who moves in self-play: the agent's own search, or a teacher."""
+        agent = self.agent
+        if not agent.config.teacher:
+            return Search[Any](agent.mdp, agent.evaluator, agent.options)
+        from llmgym.agents.teacher import SearchSettings, Teacher  # compiled: loaded when it is needed
+
+        return Teacher(agent.mdp, SearchSettings.parse(agent.config.teacher))
 
     def iterate(self, budget: Budget) -> tuple[Metrics, list[Finished]]:
         """One update; returns its metrics, and the games that have ended."""
@@ -68,8 +81,8 @@ class Distillation:
     def _take(self, games: list[Finished]) -> Metrics:
         """Put finished games into the window."""
         learnt = [game.positions for game in games]
-        for positions in learnt:
-            self.window.add(positions)
+        for game in games:
+            self.window.add(game.targets(self.agent.config.value_mix))
         self.resignation.add(game.low for game in games if np.isfinite(game.low))
         self.games += len(games)
         self.owed += self.agent.config.replay * sum(map(len, learnt))

@@ -23,7 +23,7 @@ from llmgym.agents.planner import Planner
 from llmgym.agents.policies import NETS, is_net, make_policy
 from llmgym.agents.seen import Seen
 from llmgym.agents.selfplay import Finished, draw_action
-from llmgym.agents.strength import check_opponent, two_play
+from llmgym.agents.strength import check_opponent, check_teacher, two_play
 from llmgym.files import atomic_folder, write_json
 from llmgym.nets import NetPolicy
 from llmgym.search import Result, SearchOptions
@@ -51,11 +51,13 @@ class MCTSConfig(LearnerConfig, SearchOptions):
     moves: int = 16  # of each game between two updates
     random_moves: int = 0  # most moves that a game begins with, uniform over legal ones, before the search plays
     opening_moves: int = 8  # of each game drawn from the visits instead of the best; Gumbel draws its own
+    teacher: str = ""  # Go: "mcts:…", a search with playouts that plays in the network's place, for it to learn from
     resign: bool = False  # games are given up where that is wrong in 5 % at most; `best` must say what the winner gets
     to_the_end: float = 0.1  # share of games that are never given up: they tell where resigning would be wrong
     window: int = 50_000  # last positions that minibatches are drawn from
     batch_size: int = 256  # positions in a minibatch
     replay: float = 4.0  # times that a position is learnt from, on average
+    value_mix: float = 0.0  # share of the search's own value in what values learn, beside the outcome of the game
     value_weight: float = 1.0  # of the squared error of values, beside the cross-entropy of policies
     weight_decay: float = 1e-4  # of AdamW
     symmetries: bool = True  # Go: positions are turned and mirrored at random
@@ -77,8 +79,10 @@ class MCTSConfig(LearnerConfig, SearchOptions):
         check_least(self, 1, "games", "workers", "moves", "window", "batch_size", "match_games")
         check_least(self, 0, "opening_moves", "random_moves", "value_weight", "weight_decay", "match_every")
         check_least(self, self.workers, "games")
-        check_unit(self, "to_the_end")
+        check_unit(self, "to_the_end", "value_mix")
         check_opponent(self.opponent)
+        if self.teacher:
+            check_teacher(self.teacher)
         check_above_zero(self, "replay")
 
     def options(self, two: bool) -> SearchOptions:
@@ -239,7 +243,8 @@ class MCTS(Learner):
 
     def _postfix(self, metrics: Metrics) -> str:
         shown = {"games": ".0f", "games_per_second": ".2f", "loss": ".3f", "strength": "+.2f"}
-        return "  ".join(f"{name.replace('_per_second', '/s')} {metrics[name]:{form}}" for name, form in shown.items())
+        known = {name: format(metrics[name], form) for name, form in shown.items() if np.isfinite(metrics[name])}
+        return "  ".join(f"{name.replace('_per_second', '/s')} {text}" for name, text in known.items())
 
     # Files: what `save` writes beside the policy, and its way back.
 

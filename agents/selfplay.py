@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from llmgym.mdp import MDP
-from llmgym.search import Result, Search, SearchOptions
-from llmgym.search.proposals import Evaluate
+from llmgym.search import Result, SearchOptions
 
 Look = Callable[[list[Any]], tuple[np.ndarray, np.ndarray]]  # states -> observations [n, …] and masks bool [n, K]
 
@@ -40,14 +39,33 @@ class Finished:
     """A game of self-play that is over.
 
     Attributes:
-        positions: what is learnt from.
+        positions: all those in which a player had to move.
+        values: what the search said of them, [n].
         resigned: whether it was given up.
         low: the lowest value that a player saw who did not lose it; NaN where it might have been given up.
     """
 
     positions: Positions
+    values: np.ndarray
     resigned: bool
     low: float
+
+    def targets(self, share: float) -> Positions:
+        """What is learnt from: returns in which the search's own values have this share, less noisy and less true."""
+        mixed = (1 - share) * self.positions.returns + share * self.values
+        return replace(self.positions, returns=mixed.astype(np.float32))
+
+
+class Planning(Protocol):
+    """A `Search`, or what can stand in for it: a `Teacher`."""
+
+    options: SearchOptions
+
+    def start(self, states: list[Any], rng: np.random.Generator) -> None:
+        """These states are to be searched next."""
+
+    def run(self) -> list[Result]:
+        """What is found at each."""
 
 
 class _Moment(NamedTuple):
@@ -90,8 +108,7 @@ class SelfPlay:
 
     Args:
         mdp: the rules.
-        evaluate: of the search.
-        options: of the search.
+        search: who moves for both sides.
         look: what is kept of states.
         games: how many at once.
         how: they go.
@@ -101,15 +118,13 @@ class SelfPlay:
     def __init__(
         self,
         mdp: MDP,
-        evaluate: Evaluate,
-        options: SearchOptions,
+        search: Planning,
         look: Look,
         games: int,
         how: GameOptions,
         rng: np.random.Generator,
     ):
-        self.mdp, self.look, self.how, self.rng = mdp, look, how, rng
-        self.search = Search[Any](mdp, evaluate, options)
+        self.mdp, self.search, self.look, self.how, self.rng = mdp, search, look, how, rng
         self.games = [self._begin() for _ in range(games)]
 
     def play(self, moves: int, give_up: float = -np.inf) -> list[Finished]:
@@ -165,7 +180,7 @@ def finished(game: _Game, discount: float) -> Finished:
     learnt = positions(game.moments, discount)
     values = np.array([moment.value for moment in game.moments])
     low = float(values[learnt.returns >= 0].min(initial=np.inf)) if game.to_the_end else np.nan
-    return Finished(learnt, game.resigned, low)
+    return Finished(learnt, values, game.resigned, low)
 
 
 def positions(moments: Sequence[_Moment], discount: float) -> Positions:

@@ -72,6 +72,17 @@ def check_opponent(name: str) -> None:
         raise ValueError(f"opponent must be light, random or mcts:…, got {name!r}")
 
 
+def check_teacher(name: str) -> None:
+    """Refuse what is no search with playouts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if name.partition(":")[0] != "mcts":
+        raise ValueError(f"teacher must be mcts or mcts:option=value,…, got {name!r}")
+    check_opponent(name)
+
+
 def _searching(mdp: Any, name: str) -> Reply:
     from llmgym.envs.go.mdp import GoMDP
     from llmgym.envs.go.opponents import Game

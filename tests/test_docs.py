@@ -14,7 +14,7 @@ from tyro import MISSING
 
 import llmgym.tasks
 from llmgym.agents import GRPO, PPO, REINFORCE
-from llmgym.commands import eval, gtp, label, match, pairs, rlhf, search_study, train, train_offline
+from llmgym.commands import eval, gtp, label, match, pairs, rlhf, search_study, train, train_mcts, train_offline
 from llmgym.commands.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +114,9 @@ def test_every_command_line_can_be_parsed(command, tmp_path, monkeypatch):
         parse(match.MatchOptions, words[1:], prog="llmgym", default=match.MatchOptions(MISSING, MISSING))
     elif words[0] == "label":
         parse(label.LabelOptions, words[1:], prog="llmgym", default=label.LabelOptions(MISSING, MISSING))
+    elif words[1] == "mcts":
+        default = train_mcts.TrainOptions(train_mcts.MCTSConfig())
+        parse(train_mcts.TrainOptions, words[2:], prog="llmgym", default=default)
     elif words[1] in train_offline.LEARNERS:
         config = train_offline.LEARNERS[words[1]].config_class
         default = train_offline.OfflineOptions(train_offline.DataOptions(MISSING), config())

@@ -24,7 +24,7 @@ from llmgym.env import MDPEnv
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.mdp import MDP
 from llmgym.nets import NetPolicy
-from llmgym.search import SearchOptions
+from llmgym.search import Search, SearchOptions
 from llmgym.search.evaluators import NetEvaluator, PlayoutEvaluator, UniformEvaluator
 from llmgym.search.losses import policy_loss, return_loss
 
@@ -182,7 +182,8 @@ def test_returns_are_of_the_player_to_move():
     rng = np.random.default_rng(0)
     look = MCTS("MlpPolicy", MDPEnv(Noughts()), **SMALL).evaluator.look
     options = SearchOptions(rule="puct", simulations=20, discount=-1.0, noise=0.25, best=1.0)
-    played = SelfPlay(Noughts(), UniformEvaluator(GAME), options, look, 6, GameOptions(opening_moves=3), rng).play(12)
+    search = Search(Noughts(), UniformEvaluator(GAME), options)
+    played = SelfPlay(Noughts(), search, look, 6, GameOptions(opening_moves=3), rng).play(12)
     assert len(played) >= 6 and not any(game.resigned for game in played)
     for game in (one.positions for one in played):
         marks = game.observations.sum(1)
@@ -196,7 +197,8 @@ def self_play(mdp, seed, games=6, evaluate=None, **how):
     evaluator = NetEvaluator(mdp, policy)
     options = SearchOptions(rule="gumbel", simulations=4, considered=4, discount=-1.0)
     rng = np.random.default_rng(seed)
-    return SelfPlay(mdp, evaluate or evaluator, options, evaluator.look, games, GameOptions(**how), rng)
+    search = Search(mdp, evaluate or evaluator, options)
+    return SelfPlay(mdp, search, evaluator.look, games, GameOptions(**how), rng)
 
 
 def test_workers_play_what_each_would_play_alone():
@@ -237,6 +239,21 @@ def test_who_resigns_has_lost_and_some_games_tell_whether_that_was_right():
     assert -0.7 <= resignation.threshold < -0.6 and Resignation().threshold == -np.inf
     resignation.add([0.0] * 500)
     assert resignation.threshold == -0.5  # never above
+
+
+def test_a_teacher_plays_in_the_networks_place():
+    teacher = "mcts:simulations=100,threads=2"
+    agent = MCTS("CnnPolicy", go(3), **SMALL | {"teacher": teacher, "batch_size": 10**6})
+    games = []
+    agent.learn(total_timesteps=200, callback=lambda agent, metrics, ended: games.extend(ended))
+    assert agent.policy.counters.forward_passes == 0
+    game = games[0]
+    shares = game.positions.policies * 100
+    assert np.allclose(shares, shares.round(), atol=1e-4) and game.positions.policies.max(1).mean() > 0.3
+    mixed = game.targets(0.25).returns
+    assert np.allclose(mixed, 0.75 * game.positions.returns + 0.25 * game.values) and (game.values != 0).any()
+    with pytest.raises(ValueError, match="plays for the result, the reward here is 'margin'"):
+        MCTS("CnnPolicy", go(3, reward="margin"), **SMALL | {"teacher": teacher}).learn(total_timesteps=50)
 
 
 def test_strength_is_measured_against_a_search_too():
@@ -355,6 +372,7 @@ def test_bad_input_is_one_sentence():
         ({"opponent": "strong"}, "opponent must be light, random or mcts:…, got 'strong'"),
         ({"opponent": "mcts:force=3"}, "mcts has no option 'force'"),
         ({"resign": True}, "resign needs best"),
+        ({"teacher": "gnugo"}, "teacher must be mcts or mcts:option=value,…, got 'gnugo'"),
         ({"workers": 40}, "games must be at least 40, got 32"),
         ({"to_the_end": 1.5}, "to_the_end must be in"),
         ({"lora": 4}, "lora"),

@@ -108,13 +108,14 @@ class SearchOpponent(Opponent):
         if self._search is not None and self._search.mdp.rules != mdp.rules:
             self.close()
         if self._search is None:
-            self._search = _search(mdp, self.settings)
+            self._search = make_search(mdp, self.settings)
         elif not self.settings.reuse:
             self._search.forget()
         return self._search
 
 
-def _search(mdp: GoMDP, settings: SearchSettings) -> RolloutSearch:
+def make_search(mdp: GoMDP, settings: SearchSettings) -> RolloutSearch:
+    """The search that these settings describe."""
     options = SearchOptions(
         simulations=settings.simulations,
         rule=settings.rule,
