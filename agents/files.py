@@ -17,7 +17,8 @@ from llmgym.nets import NetPolicy
 def save_agent(agent: Any, path: str | Path) -> None:
     """Everything that training needs to go on as if it had not stopped; an older folder is replaced in one step."""
     spec = getattr(agent.env, "spec", None)
-    described = {"agent": type(agent).__name__, "policy": getattr(agent.policy, "kind", None)}
+    described = {"agent": getattr(agent, "saved_as", type(agent).__name__)}
+    described["policy"] = getattr(agent.policy, "kind", None)
     described["env"] = None if spec is None else spec_json(spec)
     with atomic_folder(path) as folder:
         agent.policy.save(folder)

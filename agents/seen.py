@@ -22,16 +22,16 @@ class Seen:
         mdp: the rules.
 
     Raises:
-        ValueError: it has none, is a text environment, or its actions are not numbered from 0.
+        ValueError: it has none, or its actions are neither tokens nor numbered from 0.
     """
 
     def __init__(self, env: gym.Env | VectorEnv):
         self.env = env.unwrapped
         mdp = getattr(self.env, "mdp", None)
-        if not isinstance(mdp, MDP) or hasattr(mdp, "token_mask"):
-            raise ValueError(f"MCTS needs an environment of llmgym with rules to plan on, other than text; got {env}")
+        if not isinstance(mdp, MDP):
+            raise ValueError(f"MCTS needs an environment of llmgym with rules to plan on, got {env}")
         space = mdp.action_space
-        if not isinstance(space, gym.spaces.Discrete) or space.start != 0:
+        if not is_text(env) and (not isinstance(space, gym.spaces.Discrete) or space.start != 0):
             raise ValueError(f"MCTS needs actions numbered from 0 (Discrete), got {space}")
         self.mdp: Any = mdp
 
@@ -57,14 +57,21 @@ class Seen:
         return states, single
 
     def idle(self, n: int) -> np.ndarray:
-        """Actions for rows in which nothing is to be decided: the first that is allowed, or 0; int64 [n]."""
+        """Actions for rows in which nothing is to be decided: the first that is allowed, or 0; int64 [n, …]."""
         env: Any = self.env
+        if is_text(env):  # where an episode is over, whatever is written is ignored
+            return np.zeros((n, *self.mdp.action_space.shape), np.int64)
         return np.asarray(env.action_masks()).reshape(n, -1).argmax(1)
 
     def spec(self) -> str | None:
         """The environment's spec as JSON, if it has one that JSON can say."""
         spec = getattr(self.env, "spec", None)
         return None if spec is None else spec_json(spec)
+
+
+def is_text(env: Any) -> bool:
+    """Whether the actions of an environment are tokens."""
+    return hasattr(getattr(env.unwrapped, "mdp", None), "token_mask")
 
 
 def same(one: Any, other: Any) -> bool:

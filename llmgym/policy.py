@@ -249,21 +249,39 @@ class LMPolicy:
         if self.value_model is not None:
             load_model_weights(self.value_model, str(folder / "value_model.safetensors"))
 
-    def _read(self, batch: TextBatch, places: _Places) -> tuple[Tensor, Tensor | None]:
-        """Logits [m, V] and values [m] at the places before each chosen token; values None without a head."""
+    def next_token(
+        self, tokens: Tensor, lengths: Tensor, rows: Tensor, places: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores of the next token, [m, V], and values, [m], after `tokens[rows, places]`; differentiable.
+
+        Args:
+            tokens: texts, int64 [B, T], right-padded.
+            lengths: how many tokens of each are read, int64 [B].
+            rows, places: where, int64 [m].
+            mask: allowed tokens, bool [m, V]; None allows all.
+
+        Returns:
+            Scores as they are sampled from (temperature and mask applied), and values, None without a head.
+        """
         shared = self.value_head is not None and self.value_model is None
-        logits, hidden = self._forward(self.decoder.forward, batch, places, logits=True, hidden=shared)
+        wanted = {"tokens": tokens, "rows": rows, "places": places, "count": int(lengths.sum())}
+        logits, hidden = self._forward(self.decoder.forward, **wanted, logits=True, hidden=shared)
         if self.value_forward is not None:
-            hidden = self._forward(self.value_forward, batch, places, logits=False, hidden=True)[1]
-        mask = None if batch.token_mask is None else batch.token_mask[places.rows, places.of_tokens]
-        assert logits is not None
+            hidden = self._forward(self.value_forward, **wanted, logits=False, hidden=True)[1]
         return self._sampled_from(logits, mask), None if hidden is None else self._value(hidden)
 
-    def _forward(self, forward: Any, batch: TextBatch, places: _Places, **wanted: bool) -> tuple[Any, Any]:
-        fed = max(batch.tokens.shape[1] - 1, 1)
+    def _read(self, batch: TextBatch, places: _Places) -> tuple[Tensor, Tensor | None]:
+        """Logits [m, V] and values [m] at the places before each chosen token; values None without a head."""
+        mask = None if batch.token_mask is None else batch.token_mask[places.rows, places.of_tokens]
+        fed = max(batch.tokens.shape[1] - 1, 1)  # nothing follows a last token
+        return self.next_token(batch.tokens[:, :fed], batch.lengths - 1, places.rows, places.before, mask)
+
+    def _forward(
+        self, forward: Any, tokens: Tensor, rows: Tensor, places: Tensor, count: int, **wanted: bool
+    ) -> tuple[Any, Any]:
         self.counters.forward_passes += 1
-        self.counters.forward_tokens += int((batch.lengths - 1).sum())  # nothing follows a last token
-        return forward.score(batch.tokens[:, :fed], places.rows, places.before, **wanted)
+        self.counters.forward_tokens += count
+        return forward.score(tokens, rows, places, **wanted)
 
     def _value(self, hidden: Tensor) -> Tensor:
         assert self.value_head is not None

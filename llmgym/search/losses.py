@@ -21,6 +21,17 @@ def policy_loss(
     return -(targets * logp).sum() / (len(outputs) if denominator is None else denominator)
 
 
+def candidate_loss(logp: Tensor, targets: Tensor, *, denominator: Tensor | float) -> Tensor:
+    """mean -Σ_a π(a) log p(a), nats, over candidates that are some of all actions; any shape -> [].
+
+    Args:
+        logp: of each candidate among all actions, nats.
+        targets: π of each, 0 for every other action.
+        denominator: states that the candidates belong to.
+    """
+    return -(targets * logp).sum() / denominator
+
+
 def return_loss(values: Tensor, returns: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
     """mean (V(s) - G)²; [n] -> []."""
     return (values - returns).square().sum() / (len(values) if denominator is None else denominator)

@@ -20,7 +20,7 @@ from llmgym.policy import LMPolicy
 from llmgym.sampling import sample, sampling_logp
 from llmgym.search import Proposal, SearchError
 from llmgym.search.prefix import PrefixReader
-from llmgym.search.text_candidates import Candidates, action_of, block_over, candidates
+from llmgym.search.text_candidates import Candidates, action_of, block_over, candidates, likely
 from llmgym.text import TextMDP, TextState
 
 Value = Callable[[Sequence[TextState]], Any]  # n states -> n expected returns
@@ -111,15 +111,18 @@ class TextEvaluator:
         value: n states -> n expected returns: `RolloutValue`, `HeadValue`, `Mixed` or any function.
         sampled: draw the K from the policy, without replacement; else take the most probable ones: exactly at token
             level, by beam search of width K where an action is a block.
+        min_p: candidates with less than this share of the most probable one's probability are left out.
 
     Raises:
-        ValueError: K below 1.
+        ValueError: K below 1, or `min_p` outside [0, 1].
     """
 
-    def __init__(self, reader: TextReader, k: int, value: Value, *, sampled: bool = False):
+    def __init__(self, reader: TextReader, k: int, value: Value, *, sampled: bool = False, min_p: float = 0.0):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        self.reader, self.k, self.value, self.sampled = reader, k, value, sampled
+        if not 0 <= min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], got {min_p}")
+        self.reader, self.k, self.value, self.sampled, self.min_p = reader, k, value, sampled, min_p
 
     def __call__(self, states: list[TextState]) -> list[Proposal]:
         """n states -> n proposals.
@@ -127,12 +130,16 @@ class TextEvaluator:
         Raises:
             SearchError: the value function gives another number of values.
         """
-        generator = self.reader.generator if self.sampled else None
-        found = candidates(self.reader, states, self.k, generator)
+        found = self.candidates(states)
         values = np.asarray(self.value(states), np.float64)
         if values.shape != (len(states),):
             raise SearchError(f"a value function must give {len(states)} numbers, got shape {values.shape}")
         return [self._proposal(c, v) for c, v in zip(found, values.tolist(), strict=True)]
+
+    def candidates(self, states: Sequence[TextState]) -> list[Candidates]:
+        """What is proposed in each state; no value is asked for."""
+        generator = self.reader.generator if self.sampled else None
+        return [likely(c, self.min_p) for c in candidates(self.reader, states, self.k, generator)]
 
     def _proposal(self, found: Candidates, value: float) -> Proposal:
         actions = [action_of(self.reader.mdp, block) for block in found.blocks]

@@ -46,6 +46,12 @@ def action_of(mdp: TextMDP, block: Sequence[int]) -> Any:
     return (*block, *[mdp.eos_id] * (mdp.block_size - len(block)))
 
 
+def block_of(mdp: TextMDP, state: TextState, action: Any) -> tuple[int, ...]:
+    """The tokens of an action that count: `action_of` turned round."""
+    tokens = tuple(mdp.tokens_of(action))
+    return next(tokens[:n] for n in range(1, len(tokens) + 1) if block_over(mdp, state, tokens[:n]))
+
+
 def candidates(
     reader: Any, states: Sequence[TextState], k: int, generator: torch.Generator | None = None
 ) -> list[Candidates]:
@@ -77,6 +83,14 @@ def candidates(
             beams[i] = _best(reader.mdp, states[i], beams[i], logp[mine], k, rng)
     reader.counters.sampled_tokens += sum(len(beam.block) for row in beams for beam in row)
     return [_sorted(row, done) for row, done in zip(beams, complete, strict=True)]
+
+
+def likely(found: Candidates, min_p: float) -> Candidates:
+    """Those with at least this share of the most probable one's probability."""
+    kept = np.exp(found.logp - found.logp.max()) >= min_p
+    if kept.all():
+        return found
+    return Candidates([block for block, keep in zip(found.blocks, kept, strict=True) if keep], found.logp[kept], False)
 
 
 def _best(
