@@ -34,6 +34,7 @@ commands:
   search-study      what search over tokens, blocks and lines is worth at equal forward tokens
   gtp               a Go player as an engine for GoGui, Sabaki and other programs
   match             a match between two Go players: result, confidence interval and SGF files
+  alphago STAGE     AlphaGo's stages: policy, reinforce, value, rollout, match
 
 llmgym COMMAND --help explains every option; llmgym --version prints the version.
 """
@@ -63,11 +64,12 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command in ("eval", "pairs", "label", "rlhf", "search-study", "gtp", "match"):
+    elif command in ("eval", "pairs", "label", "rlhf", "search-study", "gtp", "match", "alphago"):
         return _run(f"llmgym.commands.{command.replace('-', '_')}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        raise ValueError(f"{named}: choose train, eval, pairs, label, rlhf, search-study, gtp or match (llmgym --help)")
+        choices = "train, eval, pairs, label, rlhf, search-study, gtp, match or alphago"
+        raise ValueError(f"{named}: choose {choices} (llmgym --help)")
     return 0
 
 

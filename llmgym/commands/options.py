@@ -175,6 +175,6 @@ def _sentence(box: str) -> str:
     body = "\n".join(line.strip("│|╭╮╰╯ ") for line in plain)
     paragraphs = [p.split("\n") for p in re.split(r"^[─-]+$", body, flags=re.MULTILINE) if p.strip()]
     paragraphs = [[line for line in lines if line] for lines in paragraphs]
-    said = re.sub(r"^Error parsing [a-z]\w*: ", "", " ".join(paragraphs[0]))
+    said = re.sub(r"^Error parsing \w+: ", "", " ".join(paragraphs[0]))
     hints = [lines[1].split()[0] for lines in paragraphs if lines[0].startswith("Perhaps you meant") and lines[1:]]
     return said + (f", perhaps you meant {hints[0]}" if hints else "")

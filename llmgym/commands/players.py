@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -14,10 +13,9 @@ from llmgym.envs.go.gtp_process import split_command
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPOpponent, Opponent, search_named
 from llmgym.envs.go.rules import GoRules
-from llmgym.files import read_json
 
 Ko = Literal["simple", "positional", "situational"]
-CHOICES = "random, light, mcts, a folder that an agent saved, or the command line of a GTP engine"
+CHOICES = "random, light, mcts, alphago, a folder that an agent saved, or the command line of a GTP engine"
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class RulesOptions:
         Raises:
             ValueError: an option out of range, or a player that cannot play by them.
         """
-        trained = [player.mdp.rules.board_size for player in players if isinstance(player, PolicyPlayer)]
+        trained = [player.mdp.rules.board_size for player in players if hasattr(player, "mdp")]
         size = (trained or [9])[0] if self.board_size is None else self.board_size
         return GoRules(size, self.komi, self.ko, self.suicide, self.max_moves)
 
@@ -85,12 +83,26 @@ def make_player(name: str, timeout: float = 60.0) -> Opponent:
         return FunctionOpponent(lambda mdp, state, rng: mdp.light_move(state, rng))
     if (search := search_named(name)) is not None:
         return search
+    if name.partition(":")[0] == "alphago":
+        from llmgym.agents.alphago.player import alphago_named  # loads torch
+
+        return alphago_named(name)
+    if (Path(name) / "rollout.json").is_file():
+        return _rollout_player(name)
     folder = _policy_folder(name) if name else None
     if folder is not None:
         return PolicyPlayer(folder)
     if not name.strip() or shutil.which(split_command(name)[0]) is None:
         raise ValueError(f"unknown player {name!r}: choose {CHOICES}")
     return GTPOpponent(name, timeout)
+
+
+def _rollout_player(folder: str) -> Opponent:
+    """The fast policy that `llmgym alphago rollout` saved."""
+    from llmgym.envs.go.fast_policy import FastPolicy  # its kernels are loaded when they are used
+
+    fast = FastPolicy.load(folder)
+    return FunctionOpponent(lambda mdp, state, rng: fast.move(state, rng))
 
 
 def short_names(a: str, b: str) -> tuple[str, str]:
@@ -101,8 +113,8 @@ def short_names(a: str, b: str) -> tuple[str, str]:
 
 
 def _short(name: str) -> str:
-    if name.partition(":")[0] == "mcts":
-        return "mcts"
+    if name.partition(":")[0] in ("mcts", "alphago"):
+        return name.partition(":")[0]
     return name if Path(name).exists() or not name.strip() else Path(split_command(name)[0]).name
 
 
@@ -117,11 +129,7 @@ def _policy_folder(name: str) -> Path | None:
 
 
 def _trained_on(folder: Path) -> GoMDP:
-    """Board and planes that a saved policy knows; an environment that could not be described had those by default."""
-    file = folder / "agent.json"
-    saved: dict[str, Any] = read_json(file) if file.is_file() else {}
-    spec: dict[str, Any] = json.loads(saved["env"]) if saved.get("env") else {"id": "llmgym/Go-v0", "kwargs": {}}
-    if spec["id"] != "llmgym/Go-v0":
-        raise ValueError(f"the policy in {str(folder)!r} was trained on {spec['id']}, not on llmgym/Go-v0")
-    known = {name: spec["kwargs"][name] for name in ("board_size", "planes") if name in spec["kwargs"]}
-    return GoMDP(**known)
+    """Board and planes that a saved policy knows."""
+    from llmgym.agents.alphago.nets import trained_with  # loads torch
+
+    return GoMDP(**trained_with(folder))

@@ -1,0 +1,65 @@
+"""Leaf values mixed from a value network and playouts, with the priors of a policy network. Silver et al. 2016."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from llmgym.search.evaluators import NetEvaluator
+from llmgym.search.proposals import Proposals
+
+Values = Callable[[list[Any]], np.ndarray]  # n states -> values [n] of the player to move
+
+
+class MixedEvaluator:
+    """Priors of a policy, and (1 - λ) v + λ z.
+
+    Args:
+        priors: n states -> proposals, whose values are not read.
+        mix: λ, in [0, 1].
+        value: v, of a network; not asked, and not needed, where λ is 1.
+        playout: z, the returns of playouts; not asked, and not needed, where λ is 0.
+
+    Raises:
+        ValueError: λ out of range, or what it mixes is missing.
+    """
+
+    def __init__(
+        self,
+        priors: Callable[[list[Any]], Proposals],
+        mix: float,
+        value: Values | None = None,
+        playout: Values | None = None,
+    ):
+        if not 0 <= mix <= 1:
+            raise ValueError(f"mix must be in [0, 1], got {mix}")
+        for name, weight, given in (("value", 1 - mix, value), ("playout", mix, playout)):
+            if weight > 0 and given is None:
+                raise ValueError(f"mix = {mix} needs a {name}, got none")
+        self.priors, self.mix, self.value, self.playout = priors, mix, value, playout
+
+    def __call__(self, states: list[Any]) -> Proposals:
+        """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
+        values = np.zeros(len(states))
+        if self.mix < 1:
+            values += (1 - self.mix) * self.value(states)  # type: ignore[misc]
+        if self.mix > 0:
+            values += self.mix * self.playout(states)  # type: ignore[misc]
+        return self.priors(states)._replace(values=values)
+
+
+class NetValue:
+    """The critic of a network as the v of a `MixedEvaluator`.
+
+    Args:
+        evaluator: of the network.
+    """
+
+    def __init__(self, evaluator: NetEvaluator):
+        self.evaluator = evaluator
+
+    def __call__(self, states: list[Any]) -> np.ndarray:
+        """n states -> values [n]."""
+        return self.evaluator.evaluate(self.evaluator.look(states)[0])[1]
