@@ -21,11 +21,10 @@ from llmgym.agents.learner import Learner
 from llmgym.agents.metrics import Metrics
 from llmgym.agents.planner import Planner
 from llmgym.agents.policies import NETS, is_net, make_policy
-from llmgym.agents.seen import Seen
+from llmgym.agents.seen import Seen, is_text
 from llmgym.agents.selfplay import Finished, draw_action
 from llmgym.agents.strength import check_opponent, check_teacher, two_play
 from llmgym.files import atomic_folder, write_json
-from llmgym.nets import NetPolicy
 from llmgym.search import Result, SearchOptions
 from llmgym.search.evaluators import NetEvaluator, PlayoutEvaluator, UniformEvaluator
 from llmgym.search.proposals import Evaluate
@@ -97,7 +96,7 @@ class MCTS(Learner):
     Args:
         policy: "CnnPolicy", "MlpPolicy" or a `NetPolicy` with a value head; or "uniform" (equal priors, the value 0)
             or "random" (equal priors, the return of a playout), which have nothing to learn.
-        env: an environment of ours, other than text, with discrete actions; single or vector.
+        env: an environment of ours with discrete actions, single or vector; on text see `TextMCTS`.
         **config: fields of `MCTSConfig`; an unknown name raises TypeError.
 
     Raises:
@@ -106,6 +105,14 @@ class MCTS(Learner):
 
     config_class: ClassVar[type[MCTSConfig]] = MCTSConfig
     config: MCTSConfig
+
+    def __new__(cls, policy: Any, env: gym.Env | VectorEnv, **config: Any) -> Self:
+        """Where actions are tokens, a `TextMCTS`: what it learns from, and its settings, are others."""
+        if cls is MCTS and is_text(env):
+            from llmgym.agents.text_mcts import TextMCTS
+
+            cls = TextMCTS  # type: ignore[assignment]
+        return super().__new__(cls)
 
     def __init__(self, policy: Any, env: gym.Env | VectorEnv, **config: Any):
         self.config, self.env = self.config_class(**config), env
@@ -139,7 +146,7 @@ class MCTS(Learner):
         Raises:
             ValueError: no budget, or a policy that has nothing to learn.
         """
-        if not isinstance(self.policy, NetPolicy):
+        if self.policy in WITHOUT_NET:
             raise ValueError(f"the policy {self.policy!r} has nothing to learn: learn() needs one of {', '.join(NETS)}")
         budget = Budget(self, total_timesteps, None, max_seconds)
         self._loop(budget, self.distillation.iterate, callback, progress_bar)
@@ -168,7 +175,8 @@ class MCTS(Learner):
         """
         states, single = self.seen.states(observation)
         going = [row for row, one in enumerate(states) if not self.mdp.terminal(one)]
-        actions = self.seen.idle(len(states)) if len(going) < len(states) else np.zeros(len(states), np.int64)
+        blank = np.zeros((len(states), *self.mdp.action_space.shape), np.int64)
+        actions = self.seen.idle(len(states)) if len(going) < len(states) else blank
         results = self.plan([states[row] for row in going], deterministic) if going else []
         for row, result in zip(going, results, strict=True):
             actions[row] = self._choose(result, deterministic)
@@ -179,7 +187,7 @@ class MCTS(Learner):
 
         Games under way are not kept: after `load` they begin anew.
         """
-        if isinstance(self.policy, NetPolicy):
+        if self.policy not in WITHOUT_NET:
             return save_agent(self, path)
         with atomic_folder(path) as folder:
             saved = {"agent": "MCTS", "policy": self.policy, "env": self.seen.spec()}
@@ -198,7 +206,7 @@ class MCTS(Learner):
             ValueError: no such folder, another agent's folder, or no environment to be had.
         """
         saved = described(path, cls.__name__)
-        if saved["policy"] in NETS:
+        if saved["policy"] not in WITHOUT_NET:
             return load_agent(cls, path, env, config)
         return cls(saved["policy"], saved_env(saved, path) if env is None else env, **(saved["config"] | config))
 

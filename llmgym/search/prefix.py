@@ -139,7 +139,7 @@ class PathWhere(Where):
         table[(begins + self.places[:, None]).view(-1)] = entries.reshape(-1, dim)
         if self._index is None or self._index[0] != size:  # the same in every layer
             self._index = size, (begins[:, None] + self.paths[:, None]).view(-1)
-        return table[self._index[1]].view(self.n, *inner, -1, dim)
+        return table.index_select(0, self._index[1]).view(self.n, *inner, -1, dim)  # a third of the time of table[…]
 
 
 def _taller(held: Tensor, rows: int, like: Tensor) -> Tensor:
