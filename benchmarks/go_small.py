@@ -33,7 +33,7 @@ from llmgym.envs.go.replay import advance, new_game
 from llmgym.envs.go.vertices import vertex
 from llmgym.files import write_json
 
-GNU_GO = "gnugo --mode gtp --chinese-rules --capture-all-dead --level 10 --positional-superko"
+GNU_GO = "gnugo --mode gtp --chinese-rules --capture-all-dead --level 10 --positional-superko --never-resign"
 T_95 = {49: 2.010, 59: 2.001, 99: 1.984}  # by degrees of freedom; 1.96 for others
 
 
@@ -103,7 +103,7 @@ def margin(game: Played, black: int) -> float:
     """Points on the board that entrant 0 is ahead; `black` is who has Black. Komi is not counted."""
     result: Any = game.record.result
     ahead = 0.0 if result == "0" else float(result[2:]) * (1 if result[0] == "B" else -1)
-    ahead += float(game.record.komi)
+    ahead += float(game.record.rules.komi)
     return ahead if black == 0 else -ahead
 
 

@@ -387,7 +387,7 @@ def test_bad_input_is_one_sentence():
         MCTS("tiny", env)
     with pytest.raises(ValueError, match="a value head"):
         MCTS(NetPolicy("CnnPolicy", env, value_head=False, device="cpu"), env)
-    with pytest.raises(ValueError, match="other than text"):
+    with pytest.raises(ValueError, match="must be a language model"):
         MCTS("random", gym.make("llmgym/TokenMDP-v0"))
     with pytest.raises(ValueError, match="rules to plan on"):
         MCTS("MlpPolicy", gym.make("CartPole-v1"))

@@ -167,8 +167,9 @@ def _keep(agent: MCTS, folder: RunFolder) -> None:
     """Everything that is needed to go on, and the picture so far."""
     agent.save(folder.policy)
     if folder.records:
-        size = agent.mdp.rules.board_size
-        self_play_picture(folder.records, folder.path / "learning_curve.png", title=f"MCTS on {size} Go")
+        rules = agent.mdp.rules
+        title = f"Go {rules.rows}x{rules.cols}, {agent.config.simulations} simulations a move"
+        self_play_picture(folder.records, folder.path / "learning_curve.png", title=title)
 
 
 def _conclude(last: Metrics, moves: int) -> None:
