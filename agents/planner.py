@@ -74,8 +74,8 @@ def way_to(forest: Forest, state: Any, depth: int = 2) -> list[int] | None:
         state: sought.
         depth: most moves away.
     """
-    for node, found in enumerate(forest.states[0]):
-        if (way := _way(forest, node, depth)) is not None and found == state:
+    for node in range(int(forest.counts[0, 0])):
+        if (way := _way(forest, node, depth)) is not None and forest.state(0, node) == state:
             return way
     return None
 

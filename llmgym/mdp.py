@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 import gymnasium as gym
 import numpy as np
 
+from llmgym.store import Store
+
 State = TypeVar("State")
 Action = TypeVar("Action")
 
@@ -62,9 +64,9 @@ class MDP(Generic[State, Action]):
         """Legal actions, bool, True counts; flat and concatenated over positions for a MultiDiscrete space."""
         raise NotImplementedError
 
-    def transitions(self, states: Sequence[State], actions: Sequence[Action]) -> list[State]:
-        """`transition` of many states; compiled rules do it in one call."""
-        return [self.transition(state, action) for state, action in zip(states, actions, strict=True)]
+    def store(self) -> Store[State]:
+        """Where a search keeps states and steps many of them; compiled rules have one of their own."""
+        return Store(self)
 
     def views(self, states: Sequence[State]) -> tuple[Any, np.ndarray]:
         """`observation` and `mask` of many states: n observations, and bool [n, K]."""

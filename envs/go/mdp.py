@@ -124,9 +124,9 @@ class GoMDP(MDP[GoState, int]):
         fill_planes(state.ints, state.longs, state.boards, self._flags, planes)
         return planes.reshape(self.observation_space.shape)  # type: ignore[arg-type]
 
-    def transitions(self, states: Sequence[GoState], actions: Sequence[int]) -> list[GoState]:
-        """`transition` of many positions, in one compiled call."""
-        return many.transitions(states, actions)
+    def store(self) -> many.GoStore:
+        """Positions in rows of memory, stepped in one compiled call."""
+        return many.GoStore(self)
 
     def views(self, states: Sequence[GoState]) -> tuple[np.ndarray, np.ndarray]:
         """Planes int8 [n, C, rows, cols] and masks bool [n, points + 1]."""

@@ -11,7 +11,8 @@ from llmgym.envs.go.board import action_of, advance, at, cell_of, write_mask
 from llmgym.envs.go.heavy import heavy_cell
 from llmgym.envs.go.layout import COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY
 from llmgym.envs.go.playout import light_cell, spare_eyes
-from llmgym.search.tree import NO_CHILD, RAVE, ROOT, add_edge, add_node, back_up, choose
+from llmgym.search.rules import RAVE, choose
+from llmgym.search.tree import NO_CHILD, ROOT, add_edge, add_node, back_up
 
 LIGHT, HEAVY, STATIC = 0, 1, 2  # how a new node is valued; STATIC scores the board as it stands, for tests
 

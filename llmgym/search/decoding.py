@@ -151,7 +151,7 @@ def _most_visited(search: Search, tree: int) -> TextState:
         children = forest.edges["child"][tree, it["first"] : it["first"] + it["degree"]]
         children = children[children >= 0]
         if not len(children):
-            return forest.states[tree][node]
+            return forest.state(tree, node)
         node = int(children[forest.nodes["visits"][tree, children].argmax()])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmgym.mdp import MDP
 from llmgym.nets import NetPolicy
-from llmgym.search.proposals import Proposals, of_legal_actions
+from llmgym.search.proposals import LegalActions
 
 BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -31,10 +31,10 @@ class UniformEvaluator:
     def __init__(self, mdp: MDP):
         self.mdp = mdp
 
-    def __call__(self, states: list[Any]) -> Proposals:
-        """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
+    def __call__(self, states: Sequence[Any]) -> LegalActions:
+        """n states -> n proposals; the search refuses a state without a legal action."""
         masks = np.stack([self.mdp.mask(state) for state in states])
-        return of_legal_actions(masks, np.zeros(masks.shape), np.array([self.value(state) for state in states]))
+        return LegalActions(masks, np.zeros(masks.shape), np.array([self.value(state) for state in states]))
 
     def value(self, state: Any) -> float:
         """What a state is worth to its player to move."""
@@ -103,12 +103,12 @@ class NetEvaluator:
         net = self.policy.net
         self.net = net if self.dtype == self.policy.dtype else copy.deepcopy(net).to(self.dtype)
 
-    def __call__(self, states: list[Any]) -> Proposals:
-        """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
+    def __call__(self, states: Sequence[Any]) -> LegalActions:
+        """n states -> n proposals; the search refuses a state without a legal action."""
         observations, masks = self.look(states)
-        return of_legal_actions(masks, *self.evaluate(observations))
+        return LegalActions(masks, *self.evaluate(observations))
 
-    def look(self, states: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def look(self, states: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Observations as the policy encodes them, [n, …], and masks bool [n, K]."""
         seen, masks = self.mdp.views(states)
         return np.ascontiguousarray(self.policy.encode(batched(seen))), masks

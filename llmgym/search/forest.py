@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from llmgym.search import tree as kernels
+from llmgym.search import walks
 from llmgym.search.options import RULES, SearchOptions
-from llmgym.search.proposals import Proposals
+from llmgym.search.proposals import LegalActions, Proposals, complaint
 from llmgym.search.tree import EDGE, NODE, ROOT
-
-_NO_NUMBERS = np.zeros((0, 0), np.int64)
+from llmgym.store import Store
 
 
 def numbers(options: SearchOptions) -> np.ndarray:
@@ -30,99 +29,137 @@ def numbers(options: SearchOptions) -> np.ndarray:
 class Forest:
     """B trees.
 
+    Args:
+        options: of the search.
+        store: of the states of all nodes.
+        trees: B.
+
     Attributes:
         nodes, edges: structured arrays [B, M] and [B, E]; see `llmgym.search.tree`.
         counts: nodes and edges of every tree, int32 [B, 2].
-        states: of every node.
-        actions: candidates of every node; None where they are numbers, which are kept with the edges.
-        left: of a root that `advance` could not move along: its state and its candidates.
+        kept: candidates of a state by its number, where they are not numbers themselves: those are kept in the edges.
         width: most candidates of a node so far.
     """
 
-    def __init__(self, options: SearchOptions, trees: int):
-        self.numbers, self.trees = numbers(options), trees
+    def __init__(self, options: SearchOptions, store: Store, trees: int):
+        self.numbers, self.store, self.trees = numbers(options), store, trees
         self.nodes, self.edges = np.zeros((trees, 0), NODE), np.zeros((trees, 0), EDGE)
         self.clear()
 
     def clear(self) -> None:
         """Back to no tree at all; memory is kept, which the next trees need not ask for page by page."""
-        trees, self.width = self.trees, 1
-        self.counts = np.zeros((trees, 2), np.int32)
-        self.states: list[list[Any]] = [[] for _ in range(trees)]
-        self.actions: list[list[Sequence[Any]]] = [[] for _ in range(trees)]
-        self.left: list[tuple[Any, Sequence[Any]]] = [(None, ())] * trees
+        self.width = 1
+        self.counts = np.zeros((self.trees, 2), np.int32)
+        self.store.clear()
+        self.kept: dict[int, Sequence[Any]] = {}
+
+    def plant(self, states: Sequence[Any]) -> None:
+        """States of the roots, of which nothing is said yet: `grow` at the edges -1 is next."""
+        self.clear()
+        self.store.add(states)
+        self.reserve(1)
+
+    # --- states ---
 
     @property
     def roots(self) -> list[Any]:
-        """State of every root; None where there is none."""
-        return [states[ROOT] if states else None for states in self.states]
+        """State of every root."""
+        return [self.state(tree, ROOT) for tree in range(self.trees)]
 
-    def reserve(self, nodes: int) -> None:
-        """Room for so many more nodes in every tree."""
-        self.nodes = widened(self.nodes, int(self.counts[:, 0].max()) + nodes)
-        self.edges = widened(self.edges, int(self.counts[:, 1].max()) + nodes * self.width)
+    @property
+    def states(self) -> list[list[Any]]:
+        """State of every node of every tree."""
+        return [[self.state(tree, node) for node in range(n)] for tree, n in enumerate(self.counts[:, 0].tolist())]
 
-    def select(self, roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A way down every tree; see `llmgym.search.tree.select`."""
-        leaf_edges, leaf_nodes = np.empty(self.trees, np.int64), np.empty(self.trees, np.int64)
-        kernels.select(self.nodes, self.edges, roots, self.numbers, self.width, leaf_edges, leaf_nodes)
-        return leaf_edges, leaf_nodes
-
-    def ends(self, trees: np.ndarray, edges: np.ndarray) -> tuple[list[Any], list[Any]]:
-        """States before, and actions, of edges."""
-        there = self.edges[trees, edges]
-        nodes = there["node"]
-        indices = edges - self.nodes["first"][trees, nodes]
-        ways = zip(trees.tolist(), nodes.tolist(), indices.tolist(), there["action"].tolist(), strict=True)
-        states, actions = list[Any](), list[Any]()
-        for tree, node, index, number in ways:
-            candidates = self.actions[tree][node]
-            states.append(self.states[tree][node])
-            actions.append(number if candidates is None else candidates[index])
-        return states, actions
+    def state(self, tree: int, node: int) -> Any:
+        """State of a node."""
+        return self.store[int(self.nodes["state"][tree, node])]
 
     def candidates(self, tree: int) -> Sequence[Any]:
         """Those of a root."""
-        kept = self.actions[tree][ROOT]
+        kept = self.kept.get(int(self.nodes["state"][tree, ROOT]))
         return self._root_edges(tree)["action"].tolist() if kept is None else kept
 
+    # --- growth ---
+
+    def reserve(self, nodes: int) -> None:
+        """Room for so many more nodes in every tree, which `grow` counts on."""
+        self._reserved = nodes
+        most_nodes, most_edges = self.counts.max(axis=0, initial=0).tolist()
+        self.nodes = widened(self.nodes, most_nodes + nodes)
+        self.edges = widened(self.edges, most_edges + nodes * self.width)
+
+    def select(self, goals: np.ndarray, leaves: int, gumbels: np.ndarray, plans: np.ndarray) -> np.ndarray | None:
+        """Edges that lead nowhere yet, int64 [5, n], or None if all is done; see `llmgym.search.walks.select`."""
+        found = np.empty((5, self.trees * leaves), np.int64)
+        asked = (goals, leaves, gumbels, plans, self.numbers, self.width)
+        n = walks.select(self.nodes, self.edges, *asked, found)
+        return None if n < 0 else found[:, :n]
+
+    def look_up(self, trees: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """What `select` tells of edges."""
+        found = np.empty((5, len(trees)), np.int64)
+        walks.look_up(self.nodes, self.edges, trees, edges, found)
+        return found
+
+    def step(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """States at the ends of edges, int64 [5, n]: rewards float64 [n], and which are terminal, bool [n]."""
+        befores, actions = found[2], found[3]
+        return self.store.step(befores, self._actions(*found[2:]) if self.kept else actions)
+
+    def _actions(self, befores: np.ndarray, actions: np.ndarray, places: np.ndarray) -> list[Any]:
+        ways = zip(befores.tolist(), actions.tolist(), places.tolist(), strict=True)
+        return [self.kept[state][place] if state in self.kept else action for state, action, place in ways]
+
     def grow(
-        self, trees: np.ndarray, edges: np.ndarray, states: list[Any], proposals: Proposals, rewards: np.ndarray
+        self,
+        trees: np.ndarray,
+        edges: np.ndarray,
+        proposals: Proposals | LegalActions,
+        rewards: np.ndarray,
+        terminals: np.ndarray,
     ) -> None:
-        """Nodes at the ends of edges (-1: roots), backed up; without candidates a state is terminal."""
-        degrees = proposals.degrees
-        self.width = max(self.width, int(degrees.max()))
-        self._make_room(trees)
-        numbered = isinstance(proposals.actions, np.ndarray)
-        candidates, kept = (proposals.actions, repeat(None)) if numbered else (_NO_NUMBERS, proposals.actions)
-        for tree, state, actions in zip(trees.tolist(), states, kept, strict=False):
-            self.states[tree].append(state)
-            self.actions[tree].append(actions)
-        leaves = (trees, edges, candidates, proposals.priors, degrees, proposals.values, rewards, degrees == 0)
-        kernels.grow(self.nodes, self.edges, self.counts, *leaves, proposals.complete, self.numbers)
+        """Nodes at the ends of n edges (-1: roots), whose states are the last n; all backed up.
 
-    def _make_room(self, trees: np.ndarray) -> None:
-        new = int(np.bincount(trees).max())
-        most_nodes, most_edges = self.counts.max(axis=0).tolist()
-        if most_nodes + new > self.nodes.shape[1]:
-            self.nodes = widened(self.nodes, 2 * most_nodes + new)
-        if most_edges + new * self.width > self.edges.shape[1]:
-            self.edges = widened(self.edges, 2 * most_edges + new * self.width)
+        Args:
+            proposals: of the states that are not terminal.
 
-    def revisit(self, trees: np.ndarray, nodes: np.ndarray) -> None:
-        """Back up ways that ended at exact nodes."""
-        kernels.revisit(self.nodes, self.edges, trees, nodes, self.numbers)
+        Raises:
+            SearchError: a proposal without a candidate, or with a number that is none.
+            NoLegalAction: a mask that allows nothing.
+        """
+        first = len(self.store) - len(trees)
+        if proposals.width > self.width:
+            self.width = proposals.width
+            self.reserve(self._reserved)
+        where, ends = (self.nodes, self.edges, self.counts, trees, edges, first), (rewards, terminals)
+        if isinstance(proposals, LegalActions):
+            wrong = walks.grow_legal(*where, *proposals, *ends, self.numbers)
+        else:
+            wrong = walks.grow(*where, *proposals.numbers, *ends, self.numbers)
+            self._keep(first, proposals, terminals)
+        if wrong >= 0:
+            raise complaint(proposals, wrong)
 
-    def advance(self, tree: int, index: int) -> None:
-        """Make the child at the end of a root's edge the root; a tree without such a child is empty then."""
-        edge = int(self.nodes["first"][tree, ROOT]) + index
-        self.left[tree] = self.states[tree][ROOT], self.candidates(tree)
+    def _keep(self, first: int, proposals: Proposals, terminals: np.ndarray) -> None:
+        """Candidates that are no numbers."""
+        if not isinstance(proposals.actions, np.ndarray):
+            going = (first + np.flatnonzero(~terminals)).tolist()
+            self.kept.update(zip(going, proposals.actions, strict=True))
+
+    def advance(self, edges: np.ndarray) -> None:
+        """Make the nodes at the ends of edges of the roots, int64 [B], the roots, and forget what is not below them."""
         moved = np.empty(self.nodes.shape[1], np.int64)
-        n = int(self.counts[tree, 0])
-        kernels.reroot(self.nodes[tree], self.edges[tree], self.counts[tree], edge, moved)
-        kept = np.flatnonzero(moved[:n] >= 0).tolist()
-        self.states[tree] = [self.states[tree][node] for node in kept]
-        self.actions[tree] = [self.actions[tree][node] for node in kept]
+        for tree, edge in enumerate(edges.tolist()):
+            kernels.reroot(self.nodes[tree], self.edges[tree], self.counts[tree], edge, moved)
+        left = [self.nodes["state"][tree, :n] for tree, n in enumerate(self.counts[:, 0].tolist())]
+        kept = np.sort(np.concatenate(left))
+        self.store.keep(kept)
+        for states in left:
+            states[:] = np.searchsorted(kept, states)
+        self.kept = {new: self.kept[old] for new, old in enumerate(kept.tolist()) if old in self.kept}
+
+    # --- what is known at the roots ---
 
     def root_visits(self) -> np.ndarray:
         """Visits of every root, less its own evaluation; int64 [B]."""
@@ -138,25 +175,15 @@ class Forest:
 
     def root_value(self, tree: int) -> tuple[float, bool]:
         """Value of a root, and whether it is proven."""
-        root = self.nodes[tree, ROOT]
-        exact = not np.isnan(root["exact"])
-        return float(root["exact"] if exact else root["total"] / root["visits"]), exact
+        total, _, exact, visits, *_ = self.nodes[tree, ROOT].item()
+        return (total / visits, False) if np.isnan(exact) else (exact, True)
 
-    def edge_statistics(self, tree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Visits int64 [K], values float64 [K] (NaN without a visit) and which are proven, bool [K], at a root."""
-        edges, discount = self._root_edges(tree), self.numbers[1]
-        reached = edges["child"] >= 0
-        child = self.nodes[tree, np.where(reached, edges["child"], 0)]
-        visits = np.where(reached, child["visits"], 0).astype(np.int64)
-        exact = reached & ~np.isnan(child["exact"])
-        worth = np.where(exact, child["exact"], child["total"] / np.maximum(child["visits"], 1))
-        return visits, np.where(visits > 0, edges["reward"] + discount * worth, np.nan), exact
-
-    def improved_policy(self, tree: int) -> np.ndarray:
-        """Gumbel's π' at a root, float64 [K]."""
-        policy = np.empty(self.nodes["degree"][tree, ROOT])
-        kernels.fill_improved_policy(self.nodes[tree], self.edges[tree], ROOT, self.numbers, policy)
-        return policy
+    def weigh(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Visits, values, proofs and the policy at every root, all [B, W]; see `llmgym.search.walks.weigh`."""
+        shape = self.trees, self.width
+        found = np.empty(shape, np.int64), np.empty(shape), np.empty(shape, np.bool_), np.empty(shape)
+        walks.weigh(self.nodes, self.edges, self.numbers, *found)
+        return found
 
     def _root_edges(self, tree: int) -> np.ndarray:
         root = self.nodes[tree, ROOT]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cache
 
-from llmgym.compiled import kernel
-from llmgym.search.tree import ROOT, edge_value, edge_visits, mixed_value, sigma_scale
+import numpy as np
+
+from llmgym.compiled import inlined
+from llmgym.search.rules import mixed_value, sigma_scale
+from llmgym.search.tree import ROOT, edge_value, edge_visits
 
 
 @cache
@@ -27,27 +31,22 @@ def considered_visits(considered: int, simulations: int) -> tuple[int, ...]:
     return tuple(sequence[:simulations])
 
 
-@kernel
-def halving_edges(nodes, edges, gumbels, wanted, numbers, root_edges):
-    """Of the root's edges with the wanted visits, the one of the highest Gumbel + logit + σ(q).
+def schedules(considered: int, degrees: Iterable[int], simulations: int) -> np.ndarray:
+    """`considered_visits` of many roots with so many candidates each; int64 [B, simulations]."""
+    return np.array([considered_visits(min(considered, degree), simulations) for degree in degrees], np.int64)
 
-    Args:
-        gumbels: of each edge of the root, float64 [B, K].
-        wanted: visits, int64 [B].
-        root_edges: filled where it is not -2 already; int64 [B].
-    """
-    for b in range(nodes.shape[0]):
-        if root_edges[b] == -2:
-            continue
-        it, best, best_score = nodes[b, ROOT], -1, -math.inf
-        scale = sigma_scale(nodes[b], edges[b], ROOT, numbers)
-        filled = mixed_value(nodes[b], edges[b], ROOT, numbers)
-        for k in range(it.degree):
-            edge = it.first + k
-            n = edge_visits(nodes[b], edges[b], edge)
-            if n == wanted[b] or wanted[b] < 0:
-                q = edge_value(nodes[b], edges[b], edge, numbers) if n > 0 else filled
-                score = gumbels[b, k] + math.log(max(edges[b, edge].prior, 1e-30)) + scale * q
-                if score > best_score:
-                    best, best_score = edge, score
-        root_edges[b] = best
+
+@inlined
+def halving_edge(nodes, edges, gumbels, wanted, numbers):
+    """Of the root's edges with the wanted visits, the one of the highest Gumbel + logit + σ(q); gumbels float64 [K]."""
+    it, best, best_score = nodes[ROOT], -1, -math.inf
+    scale, filled = sigma_scale(nodes, edges, ROOT, numbers), mixed_value(nodes, edges, ROOT, numbers)
+    for k in range(it.degree):
+        edge = it.first + k
+        n = edge_visits(nodes, edges, edge)
+        if n == wanted:
+            q = edge_value(nodes, edges, edge, numbers) if n > 0 else filled
+            score = gumbels[k] + math.log(max(edges[edge].prior, 1e-30)) + scale * q
+            if score > best_score:
+                best, best_score = edge, score
+    return best

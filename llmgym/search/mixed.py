@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from llmgym.search.evaluators import NetEvaluator
-from llmgym.search.proposals import Proposals
+from llmgym.search.proposals import LegalActions, Proposals
 
-Values = Callable[[list[Any]], np.ndarray]  # n states -> values [n] of the player to move
+Values = Callable[[Any], np.ndarray]  # n states -> values [n] of the player to move
 
 
 class MixedEvaluator:
@@ -28,7 +28,7 @@ class MixedEvaluator:
 
     def __init__(
         self,
-        priors: Callable[[list[Any]], Proposals],
+        priors: Callable[[Any], Proposals | LegalActions],
         mix: float,
         value: Values | None = None,
         playout: Values | None = None,
@@ -40,7 +40,7 @@ class MixedEvaluator:
                 raise ValueError(f"mix = {mix} needs a {name}, got none")
         self.priors, self.mix, self.value, self.playout = priors, mix, value, playout
 
-    def __call__(self, states: list[Any]) -> Proposals:
+    def __call__(self, states: Sequence[Any]) -> Proposals | LegalActions:
         """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
         values = np.zeros(len(states))
         if self.mix < 1:
@@ -60,6 +60,6 @@ class NetValue:
     def __init__(self, evaluator: NetEvaluator):
         self.evaluator = evaluator
 
-    def __call__(self, states: list[Any]) -> np.ndarray:
+    def __call__(self, states: Sequence[Any]) -> np.ndarray:
         """n states -> values [n]."""
         return self.evaluator.evaluate(self.evaluator.look(states)[0])[1]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmgym.compiled import kernel
 from llmgym.mdp import NoLegalAction
+
+_NO_NUMBERS = np.zeros((0, 0), np.int64)
 
 
 class SearchError(ValueError):
@@ -39,22 +39,50 @@ class Proposals(NamedTuple):
         """K of each, int64 [n]; 0 for a terminal state."""
         return np.fromiter(map(len, self.actions), np.int64, len(self.actions)) if self.counts is None else self.counts
 
+    @property
+    def width(self) -> int:
+        """The largest K."""
+        return int(self.degrees.max(initial=1))
 
-Evaluate = Callable[[list[Any]], Sequence[Proposal] | Proposals]
-_NONE = Proposals([], np.zeros((0, 1)), np.zeros(0), np.zeros(0, bool))
+    @property
+    def numbers(self) -> tuple[np.ndarray, ...]:
+        """What kernels read of it: see `llmgym.search.walks.grow`."""
+        actions = self.actions if isinstance(self.actions, np.ndarray) else _NO_NUMBERS
+        priors, values = np.asarray(self.priors, np.float64), np.asarray(self.values, np.float64)
+        return actions, priors, self.degrees, values, self.complete
 
 
-def ask(evaluate: Evaluate, states: list[Any]) -> Proposals:
-    """What an evaluator says of states, priors normalised.
+class LegalActions(NamedTuple):
+    """The same where the candidates are all actions that a mask allows."""
+
+    masks: np.ndarray  # bool [n, K]
+    logits: np.ndarray  # floats [n, K]; priors are their softmax over the legal actions
+    values: np.ndarray  # floats [n]
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.masks.shape[1]
+
+
+Evaluate = Callable[[Any], Sequence[Proposal] | Proposals | LegalActions]
+NONE = Proposals([], np.zeros((0, 1)), np.zeros(0), np.zeros(0, bool))
+
+
+def ask(evaluate: Evaluate, states: Sequence[Any]) -> Proposals | LegalActions:
+    """What an evaluator says of states; numbers are looked at where a tree grows by them.
 
     Raises:
-        SearchError: another number of proposals; no candidate; a value that is no number, or priors that are none.
+        SearchError: another number of proposals, or of priors of one.
     """
-    told = evaluate(states) if states else _NONE
-    proposals = told if isinstance(told, Proposals) else gathered(told)
-    if len(proposals.actions) != len(states):
-        raise SearchError(f"the evaluator must give one proposal a state: {len(states)}, got {len(proposals.actions)}")
-    return checked(proposals)
+    if not len(states):
+        return NONE
+    told = evaluate(states)
+    proposals = told if isinstance(told, Proposals | LegalActions) else gathered(told)
+    given = {len(part) for part in proposals if part is not None}
+    if given != {len(states)}:
+        raise SearchError(f"the evaluator must give one proposal a state: {len(states)}, got {sorted(given)}")
+    return proposals
 
 
 def gathered(told: Sequence[Proposal]) -> Proposals:
@@ -63,87 +91,28 @@ def gathered(told: Sequence[Proposal]) -> Proposals:
     for row, proposal in enumerate(told):
         given = np.asarray(proposal.priors, np.float64)
         if given.shape != (len(proposal.actions),):
-            raise _no_priors(len(proposal.actions), given)
+            raise no_priors(len(proposal.actions), given)
         priors[row, : len(given)] = given
     values, complete = np.array([p.value for p in told], np.float64), np.array([p.complete for p in told], bool)
     return Proposals([p.actions for p in told], priors, values, complete)
 
 
-def checked(proposals: Proposals) -> Proposals:
-    """Proposals with priors that add up to 1 (equal ones where all were 0), and zeros behind them."""
-    degrees, priors = proposals.degrees, np.array(proposals.priors, np.float64)
-    if not degrees.all():
-        raise SearchError("an evaluator must propose at least one candidate in a state that is not terminal, got none")
-    wrong = normalise(priors, degrees)
-    if wrong >= 0:
-        raise _no_priors(int(degrees[wrong]), priors[wrong, : degrees[wrong]])
-    if not np.isfinite(proposals.values).all():
-        bad = proposals.values[~np.isfinite(proposals.values)][0]
-        raise SearchError(f"a value must be a finite number, got {bad}")
-    return proposals._replace(priors=priors, values=np.asarray(proposals.values, np.float64))
+def complaint(proposals: Proposals | LegalActions, row: int) -> SearchError | NoLegalAction:
+    """What is wrong with a proposal that no tree can grow by."""
+    value = proposals.values[row]
+    if not np.isfinite(value):
+        return SearchError(f"a value must be a finite number, got {value}")
+    if isinstance(proposals, LegalActions):
+        allowed = proposals.masks[row]
+        if not allowed.any():
+            return NoLegalAction("a mask forbids every action of a state that is not terminal")
+        return SearchError(f"logits must be numbers, got {proposals.logits[row, allowed]}")
+    candidates = int(proposals.degrees[row])
+    if not candidates:
+        return SearchError("an evaluator must propose at least one candidate in a state that is not terminal, got none")
+    return no_priors(candidates, proposals.priors[row, :candidates])
 
 
-@kernel
-def normalise(priors, degrees):
-    """Priors float64 [n, W] of which the first K count, in place; returns a row with one that is none, or -1."""
-    for i in range(priors.shape[0]):
-        total = 0.0
-        for k in range(degrees[i]):
-            if not 0.0 <= priors[i, k] < math.inf:
-                return i
-            total += priors[i, k]
-        for k in range(priors.shape[1]):
-            if k >= degrees[i]:
-                priors[i, k] = 0.0
-            else:
-                priors[i, k] = priors[i, k] / total if total > 0.0 else 1.0 / degrees[i]
-    return -1
-
-
-def of_legal_actions(masks: np.ndarray, logits: np.ndarray, values: np.ndarray) -> Proposals:
-    """Proposals of all actions that masks allow, priors their softmax: bool [n, K], floats [n, K], floats [n].
-
-    Raises:
-        NoLegalAction: a mask that allows nothing.
-    """
-    actions, priors, degrees = np.empty(masks.shape, np.int64), np.empty(masks.shape), np.empty(len(masks), np.int64)
-    pack(masks, logits, actions, priors, degrees)
-    if not degrees.all():
-        raise NoLegalAction("a mask forbids every action of a state that is not terminal")
-    return Proposals(actions, priors, values, np.ones(len(masks), bool), degrees)
-
-
-@kernel
-def pack(masks, logits, actions, priors, degrees):
-    """Legal actions and their priors to the front of their rows: see `of_legal_actions`; NaN where a logit is none."""
-    for i in range(masks.shape[0]):
-        n, top = 0, -math.inf
-        for k in range(masks.shape[1]):
-            if masks[i, k]:
-                actions[i, n], priors[i, n] = k, logits[i, k]
-                top = max(top, priors[i, n])
-                n += 1
-        degrees[i] = n
-        for k in range(n):
-            priors[i, k] = math.exp(priors[i, k] - top)
-        for k in range(n, masks.shape[1]):
-            actions[i, k], priors[i, k] = 0, 0.0
-
-
-def among(proposals: Proposals, rows: Sequence[int], n: int) -> Proposals:
-    """Proposals for some of n states; the others are terminal: no candidate, the value 0."""
-    at = list(rows)
-    priors, values, complete = np.zeros((n, proposals.priors.shape[1])), np.zeros(n), np.zeros(n, bool)
-    priors[at], values[at], complete[at] = proposals.priors, proposals.values, proposals.complete
-    if isinstance(proposals.actions, np.ndarray):
-        numbers, counts = np.zeros((n, proposals.actions.shape[1]), np.int64), np.zeros(n, np.int64)
-        numbers[at], counts[at] = proposals.actions, proposals.degrees
-        return Proposals(numbers, priors, values, complete, counts)
-    actions: list[Sequence[Any]] = [()] * n
-    for row, candidates in zip(at, proposals.actions, strict=True):
-        actions[row] = candidates
-    return Proposals(actions, priors, values, complete)
-
-
-def _no_priors(candidates: int, got: np.ndarray) -> SearchError:
+def no_priors(candidates: int, got: np.ndarray) -> SearchError:
+    """Priors must be as many as there are candidates, and numbers that make sense."""
     return SearchError(f"priors must be {candidates} finite numbers of at least 0, got {got}")
