@@ -113,6 +113,27 @@ def only_liberty(longs, head):
 
 
 @inlined
+def gives_atari(ints, longs, cell):
+    """Whether a stone of the player to move on this empty cell leaves a chain of the opponent exactly one liberty.
+
+    A stone takes one pseudo-liberty from a chain for each of the chain's stones that it touches.
+    """
+    stride, enemy, key = at(ints, STRIDE), 2 - at(ints, TO_PLAY), _liberty(cell)
+    for k in range(4):
+        q = neighbour(cell, stride, k)
+        if colour_at(ints, q) != enemy:
+            continue
+        head, packed = head_at(ints, q), at(longs, LIBERTIES + head_at(ints, q))
+        for j in range(4):
+            r = neighbour(cell, stride, j)
+            packed -= key if colour_at(ints, r) == enemy and head_at(ints, r) == head else 0
+        total = (packed >> 12) & _SUM
+        if packed != 0 and (packed & _COUNT) * (packed >> _SQUARES) == total * total:
+            return True
+    return False
+
+
+@inlined
 def _repeats(ints, longs, hash, mover):
     """Whether the position of this hash, after a move of `mover`, has been before."""
     if at(ints, KO) == SITUATIONAL and mover == 0:

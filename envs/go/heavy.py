@@ -1,6 +1,7 @@
 """Heavy playouts: save what is in atari, take what can be taken, answer locally by 3x3 patterns, else play anywhere.
 
-After MoGo (Gelly, Wang, Munos & Teytaud 2006), with self-atari of more than one stone avoided.
+After MoGo (Gelly, Wang, Munos & Teytaud 2006; its vital points of eye spaces: Chaslot et al. 2009), with self-atari of
+more than one stone avoided unless it kills: without that, stones that a single eye cannot save would live by seki.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from llmgym.envs.go.board import (
     at,
     cell_of,
     colour_at,
+    gives_atari,
     head_at,
     in_atari,
     may_play,
     neighbour,
     only_liberty,
 )
-from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, EMPTY, LAST, ROWS, SIZE, STRIDE, TO_PLAY
+from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, EMPTY, LAST, ROWS, SIZE, STRIDE, TAKEN, TO_PLAY
 from llmgym.envs.go.playout import fills_eye, next_random, set_aside
+from llmgym.envs.go.shapes import MOST, leaves_one_eye, vital_point
 
 # Of an empty point, seen by X or by O, turned and mirrored: X, O, . empty, # edge, ? whatever, x not X, o not O.
 PATTERNS = (
@@ -110,13 +113,16 @@ def liberties_after(ints, longs, cell):
 
 
 @inlined
-def is_sensible(ints, longs, cell):
-    """Of a legal move: it fills no own eye, and is no self-atari of more than one stone."""
+def is_sensible(ints, longs, cell, region):
+    """Of a legal move: it fills no own eye, and is no self-atari of more than one stone, but one that puts stones in
+    atari that would have at most one eye if they took it. `region` is int64 [6] to work in."""
     if fills_eye(ints, cell):
         return False
     near = at(ints, CELLS + cell)
     own = (near >> (5 + 3 * at(ints, TO_PLAY))) & 7
-    return (near >> 2) & 7 > 1 or own == 0 or liberties_after(ints, longs, cell) > 1
+    if (near >> 2) & 7 > 1 or own == 0 or liberties_after(ints, longs, cell) > 1:
+        return True
+    return gives_atari(ints, longs, cell) and leaves_one_eye(ints, cell, region)
 
 
 @inlined
@@ -165,27 +171,44 @@ def _local(ints, last, choices):
 
 
 @inlined
+def _vital(ints, last, choices, region):
+    """Vital points of the eye spaces that the last stone has made by taking three stones or more."""
+    n = 0
+    for k in range(4 * (at(ints, TAKEN) > 2)):
+        q = neighbour(last, at(ints, STRIDE), k)
+        vital = vital_point(ints, q, region) if colour_at(ints, q) == EMPTY else np.int64(0)
+        if vital > 0:
+            n = _add(choices, n, vital)
+    return n
+
+
+@inlined
 def _answer(ints, longs, last, seed, choices):
-    """An answer to the last move, urgent or else local, uniform over those that are legal; 0 if there is none."""
-    for local in range(2):
-        n = _local(ints, last, choices) if local else _urgent(ints, longs, last, choices)
+    """An answer to the last move, the vital point of an eye space, or urgent, or else local, uniform over those that
+    are legal; 0 if there is none."""
+    region = choices[:MOST]
+    for kind in range(3):
+        if kind == 0:
+            n = _vital(ints, last, choices[MOST:], region)
+        else:
+            n = _urgent(ints, longs, last, choices[MOST:]) if kind == 1 else _local(ints, last, choices[MOST:])
         while n > 0:
-            i = (next_random(seed) * n) >> 32
-            if may_play(ints, longs, choices[i]) and (local == 0 or is_sensible(ints, longs, choices[i])):
+            i = MOST + ((next_random(seed) * n) >> 32)
+            if may_play(ints, longs, choices[i]) and (kind < 2 or is_sensible(ints, longs, choices[i], region)):
                 return choices[i]
             n -= 1
-            choices[i] = choices[n]
+            choices[i] = choices[MOST + n]
     return np.int64(0)
 
 
 @inlined
-def _anywhere(ints, longs, seed):
+def _anywhere(ints, longs, seed, region):
     """A sensible cell, uniform; 0 if there is none."""
     listed, left = CELLS + 4 * at(ints, SIZE), at(ints, EMPTIES)
     while left > 0:
         place = (next_random(seed) * left) >> 32
         cell = at(ints, listed + place)
-        if is_sensible(ints, longs, cell) and may_play(ints, longs, cell):
+        if is_sensible(ints, longs, cell, region) and may_play(ints, longs, cell):
             return cell
         left -= 1
         set_aside(ints, place, left)
@@ -194,8 +217,8 @@ def _anywhere(ints, longs, seed):
 
 @inlined
 def heavy_cell(ints, longs, seed, choices):
-    """A cell for the player to move, 0 for a pass; `choices` is int64 [n] to work in."""
+    """A cell for the player to move, 0 for a pass; `choices` is int64 [n] to work in, n > 6."""
     last, cell = at(ints, LAST), np.int64(0)
     if 0 <= last < at(ints, ROWS) * at(ints, COLS) and next_random(seed) & 255 >= _SKIPPED:
         cell = _answer(ints, longs, cell_of(ints, last), seed, choices)
-    return cell if cell > 0 else _anywhere(ints, longs, seed)
+    return cell if cell > 0 else _anywhere(ints, longs, seed, choices[:MOST])

@@ -7,9 +7,9 @@ import numpy as np
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.bias import impress
-from llmgym.envs.go.board import action_of, advance, at, cell_of, write_mask
+from llmgym.envs.go.board import action_of, advance, at, cell_of, colour_at, write_mask
 from llmgym.envs.go.heavy import heavy_cell
-from llmgym.envs.go.layout import COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY
+from llmgym.envs.go.layout import BLACK_STONE, CAPTURES, COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY, WHITE_STONE
 from llmgym.envs.go.playout import light_cell, spare_eyes
 from llmgym.search.rules import RAVE, choose
 from llmgym.search.tree import NO_CHILD, ROOT, add_edge, add_node, back_up
@@ -124,11 +124,41 @@ def walk(nodes, edges, counts, ints, longs, komi, numbers, taste, start, came, m
 
 
 @inlined
-def play_on(ints, longs, kind, seed, choices, came, start):
-    """A playout to the end of the game."""
+def stones_ahead(ints):
+    """Black's stones less White's."""
+    ahead = 0
+    for action in range(at(ints, ROWS) * at(ints, COLS)):
+        colour = colour_at(ints, cell_of(ints, action))
+        ahead += (colour == BLACK_STONE) - np.int64(colour == WHITE_STONE)
+    return ahead
+
+
+@inlined
+def captures_ahead(ints):
+    """Stones that Black has taken less those that White has."""
+    return at(ints, CAPTURES) - at(ints, CAPTURES + 1)
+
+
+@inlined
+def is_decided(ahead, komi, points):
+    """Whether Black is so many stones ahead, or behind, that playing on changes nothing, komi counted or not."""
+    decisive = 10 + points // 4
+    return min(ahead, ahead - komi) > decisive or max(ahead, ahead - komi) < -decisive
+
+
+@inlined
+def play_on(ints, longs, kind, seed, choices, came, start, before, komi):
+    """A playout to the end of the game, or, if heavy, until captures have decided it.
+
+    Args:
+        before: Black's stones less White's at the root, as if nothing had been captured till then.
+    """
+    points = at(ints, ROWS) * at(ints, COLS)
     while kind != STATIC and at(ints, ENDING) == 0:
+        if kind == HEAVY and is_decided(before + captures_ahead(ints), komi, points):
+            return
         cell = heavy_cell(ints, longs, seed, choices) if kind == HEAVY else light_cell(ints, longs, seed)
-        advance(ints, longs, action_of(ints, cell) if cell else at(ints, ROWS) * at(ints, COLS), cell)
+        advance(ints, longs, action_of(ints, cell) if cell else points, cell)
         note(ints, came, start)
 
 
@@ -148,7 +178,8 @@ def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, eve
     points = at(root_ints, ROWS) * at(root_ints, COLS)
     ints, longs = np.empty_like(root_ints), np.empty_like(root_longs)
     mask, area, policy = np.empty(points + 1, np.bool_), np.empty(points, np.uint8), np.empty(points + 1)
-    came, choices, start = np.empty((2, points), np.int32), np.empty(16, np.int64), at(root_ints, MOVES)
+    came, choices, start = np.empty((2, points), np.int32), np.empty(24, np.int64), at(root_ints, MOVES)
+    before = stones_ahead(root_ints) - captures_ahead(root_ints)
     for _ in range(simulations + (counts[0] == 0)):  # a new root is valued too, as every node is
         ints[:], longs[:], came[:] = root_ints, root_longs, 0
         if counts[0] == 0:
@@ -159,7 +190,7 @@ def search(nodes, edges, counts, root_ints, root_longs, komi, numbers, kind, eve
         if at(ints, ENDING) == 0 and nodes[node].exact == nodes[node].exact and node != ROOT:
             outcome = nodes[node].exact if mover == 0 else -nodes[node].exact
         else:
-            play_on(ints, longs, kind, seed, choices, came, start)
+            play_on(ints, longs, kind, seed, choices, came, start, before, komi)
             outcome = result(ints, area, komi)
             nodes[node].value = outcome if mover == 0 else -outcome
         back_up(nodes, edges, node, numbers)
