@@ -250,7 +250,7 @@ def test_a_policy_without_its_environment_has_the_default_planes(tmp_path):
 
 def test_names_that_are_no_player(tmp_path):
     for name in ("", "   ", "no-such-program --x"):
-        with pytest.raises(ValueError, match=f"unknown player '{name}': choose random, light, mcts, a folder"):
+        with pytest.raises(ValueError, match=f"unknown player '{name}': choose random, light, mcts, alphazero, alphago, a folder"):
             make_player(name)
     with pytest.raises(ValueError, match="holds no policy for Go"):
         make_player(str(tmp_path))
@@ -346,7 +346,7 @@ def test_ctrl_c_keeps_what_has_been_played(tmp_path, capsys, monkeypatch):
 BAD = {
     "": "Missing from llmgym match",
     "random": "Missing from llmgym match",
-    "random nope": "unknown player 'nope': choose random, light, mcts, a folder",
+    "random nope": "unknown player 'nope': choose random, light, mcts, alphazero, alphago, a folder",
     "random light --games 0": "games must be above 0, got 0",
     "random light --seed -1": "seed must be at least 0, got -1",
     "random light --timeout nan": "timeout must be above 0, got nan",

@@ -247,20 +247,25 @@ def _opponent(opponent: Any) -> Opponent:
 
 
 def search_named(name: str) -> Opponent | None:
-    """The player that searches if it is named so, `mcts` or `mcts:option=value,…`.
+    """A player that searches if it is named so: `mcts` with playouts, `alphazero` with a network; `mcts:option=value,…`.
 
     Raises:
         ValueError: an option of it that there is not, or a value that it cannot have.
     """
-    if name.partition(":")[0] != "mcts":
-        return None
-    from llmgym.envs.go.search_player import SearchOpponent, SearchSettings  # its kernels are loaded when they are used
+    kind = name.partition(":")[0]
+    if kind == "mcts":
+        from llmgym.envs.go.search_player import SearchOpponent, SearchSettings  # compiled: loaded when it is used
 
-    return SearchOpponent(SearchSettings.parse(name))
+        return SearchOpponent(SearchSettings.parse(name))
+    if kind == "alphazero":
+        from llmgym.agents.net_player import NetSearcher, NetSettings  # loads torch
+
+        return NetSearcher(NetSettings.parse(name))
+    return None
 
 
 def _no_opponent(opponent: Any, why: str = "") -> ValueError:
-    kinds = '"random", "light", "mcts", the command line of a GTP engine, a function or an agent'
+    kinds = '"random", "light", "mcts", "alphazero", the command line of a GTP engine, a function or an agent'
     return ValueError(f"opponent must be {kinds}, got {opponent!r}{why}")
 
 

@@ -15,7 +15,7 @@ from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPO
 from llmgym.envs.go.rules import GoRules
 
 Ko = Literal["simple", "positional", "situational"]
-CHOICES = "random, light, mcts, alphago, a folder that an agent saved, or the command line of a GTP engine"
+CHOICES = "random, light, mcts, alphazero, alphago, a folder that an agent saved, or the command line of a GTP engine"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def short_names(a: str, b: str) -> tuple[str, str]:
 
 
 def _short(name: str) -> str:
-    if name.partition(":")[0] in ("mcts", "alphago"):
+    if name.partition(":")[0] in ("mcts", "alphazero", "alphago"):
         return name.partition(":")[0]
     return name if Path(name).exists() or not name.strip() else Path(split_command(name)[0]).name
 
