@@ -141,16 +141,16 @@ def test_playouts_have_the_expected_result():
     mdp = GoMDP((2, 2), komi=0.5, max_moves=7)
     fast, n = FastPolicy(random_weights(5)), 20_000
     expected = exact_result(mdp, fast, mdp.initial())
-    margins = fast.margins([mdp.initial()] * n, np.random.default_rng(0))
+    results = fast.results([mdp.initial()] * n, 0.5, np.random.default_rng(0))
     assert -0.99 < expected < 0.99
-    assert np.sign(margins - 0.5).mean() == pytest.approx(expected, abs=4.5 * np.sqrt((1 - expected**2) / n))
+    assert results.mean() == pytest.approx(expected, abs=4.5 * np.sqrt((1 - expected**2) / n))
 
 
-def test_margins_leave_the_states_as_they_are():
+def test_playouts_leave_the_states_as_they_are():
     mdp = GoMDP(5)
     states = some_states(mdp, 1, games=1)[:6]
     before = [(state.ints.copy(), state.longs.copy()) for state in states]
-    FastPolicy(random_weights(0)).margins(states, np.random.default_rng(0))
+    FastPolicy(random_weights(0)).results(states, 7.5, np.random.default_rng(0))
     for state, (ints, longs) in zip(states, before, strict=True):
         np.testing.assert_array_equal(state.ints, ints)
         np.testing.assert_array_equal(state.longs, longs)

@@ -150,8 +150,7 @@ class Playouts:
         mdp = self.mdp
         if self.fast is None:
             return np.array([mdp.outcome(mdp.rollout(state, self.rng), state.to_play) for state in states])
-        signs = 1.0 - 2.0 * np.array([state.to_play for state in states])
-        return signs * np.sign(self.fast.margins(states, self.rng) - float(mdp.rules.komi))
+        return self.fast.results(states, float(mdp.rules.komi), self.rng)
 
 
 def alphago_named(name: str) -> AlphaGoPlayer:

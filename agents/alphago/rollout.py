@@ -110,7 +110,7 @@ def speeds(fast: FastPolicy, mdp: GoMDP, seconds: float = 0.5) -> dict[str, floa
     state, rng, seed = mdp.initial(), np.random.default_rng(0), np.zeros(1, np.uint64)
     margins = np.empty(64, np.int64)
     return {
-        "playouts_per_second": _rate(lambda: fast.margins([state] * 64, rng), 64, seconds),
+        "playouts_per_second": _rate(lambda: fast.results([state] * 64, 0.0, rng), 64, seconds),
         "light_playouts_per_second": _rate(lambda: playouts(state.ints, state.longs, seed, margins), 64, seconds),
     }
 

@@ -220,12 +220,12 @@ class FastPolicy:
         play_on(ints, longs, self.factors, _seed(rng), 1, np.empty(n, np.int64))
         return ints[:, LAST]
 
-    def margins(self, states: Sequence[GoState], rng: np.random.Generator) -> np.ndarray:
-        """Points of Black less those of White, before komi, after a playout from each of n states; int64 [n]."""
+    def results(self, states: Sequence[GoState], komi: float, rng: np.random.Generator) -> np.ndarray:
+        """1, 0 or -1 of the player to move, after a playout from each of n states; float64 [n]."""
         ints, longs, _ = stacked(states)
-        margins = np.empty(len(states), np.int64)
+        signs, margins = 1.0 - 2.0 * ints[:, TO_PLAY], np.empty(len(states), np.int64)
         play_on(ints, longs, self.factors, _seed(rng), MAX_CAP, margins)
-        return margins
+        return signs * np.sign(margins - komi)
 
     def save(self, folder: str | Path) -> None:
         """Write rollout.safetensors, and rollout.json that says what it is."""
