@@ -44,6 +44,7 @@ from llmgym.intervals import wilson
 
 GNU_GO = "gnugo --mode gtp --chinese-rules --capture-all-dead --level 10 --positional-superko"
 SIZE, KOMI, RANDOM_MOVES, SEED = 9, 7.0, 2, 0
+TIMEOUT = 600.0  # seconds in which it must have answered: a busy machine is no crash
 # What a row is called, and its player. Later rows have what earlier ones have.
 ROWS = {
     "uct": ("UCT, light playouts, 5,000", "mcts:simulations=5000,resign=0.02,playouts=light,rule=uct,c_uct=0.5"),
@@ -149,7 +150,7 @@ class Table:
     def __init__(self, player: str, games: int):
         mdp = GoMDP(SIZE, KOMI, "positional")
         self.ours = Timed(make_player(player))
-        self.entrants = [Entrant("llmgym", self.ours), Entrant("GNU Go", make_player(GNU_GO))]
+        self.entrants = [Entrant("llmgym", self.ours), Entrant("GNU Go", make_player(GNU_GO, TIMEOUT))]
         self.openings = draw_openings(mdp, (games + 1) // 2, SEED, RANDOM_MOVES)
         self.ours.move(self.openings[0], np.random.default_rng(0))  # compiled, or read from the disk
         Table.here = self
