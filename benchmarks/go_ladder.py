@@ -27,8 +27,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import date
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,15 @@ class Table:
         self.openings = draw_openings(mdp, (games + 1) // 2, SEED, RANDOM_MOVES)
         self.ours.move(self.openings[0], np.random.default_rng(0))  # compiled, or read from the disk
         Table.here = self
+        Thread(target=leave_with_parent, daemon=True).start()
+
+
+def leave_with_parent() -> None:
+    """A worker ends when the process that began it is gone, however that ended."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def one_game(number: int) -> dict[str, Any]:
