@@ -1,11 +1,12 @@
 """How much of a search's time its network takes: 9x9 Go, 16 games side by side, 32 simulations of each.
 
-The network is `NetPolicy("CnnPolicy")` with 4 layers of 64 channels, in float32 and in bfloat16, on one core. Of some
-runs from the same 16 positions the fastest counts; a second one tells where the rest of the time goes. Measure while
-nothing else runs.
+The network is `NetPolicy("ResNetPolicy")` with 4 blocks of 64 channels, in float32 and in bfloat16, on one core, whose
+time is counted. Of some runs from the same 16 positions the fastest counts; a second one tells where the rest of the
+time goes. Measure while nothing else runs: the network and what runs beside it share the processor's caches.
 
     python benchmarks/search_share.py
     python benchmarks/search_share.py --rule puct --games 64
+    python benchmarks/search_share.py --size 5 --blocks 3 --channels 32
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Config:
     rule: Literal["gumbel", "puct", "uct"] = "gumbel"
     games: int = 16  # side by side
     simulations: int = 32  # of each
-    layers: int = 4  # convolutions
+    blocks: int = 4  # of two convolutions
     channels: int = 64
     size: int = 9  # board side
     repeats: int = 20
@@ -67,7 +68,7 @@ def main(config: Config) -> None:
     torch.set_num_threads(1)
     mdp, rng = GoMDP(config.size), np.random.default_rng(0)
     states = [opening(mdp, 3 * i % (config.size**2 // 2), rng) for i in range(config.games)]
-    policy = NetPolicy("CnnPolicy", mdp, hidden=(config.channels,) * config.layers, device="cpu", seed=0)
+    policy = NetPolicy("ResNetPolicy", mdp, hidden=(config.channels,) * config.blocks, device="cpu", seed=0)
     options = SearchOptions(rule=config.rule, simulations=config.simulations, discount=-1.0)
     found = {half: NetEvaluator(mdp, policy, bfloat16=half) for half in (False, True)}
     for half, evaluator in found.items():
