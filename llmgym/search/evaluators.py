@@ -100,8 +100,9 @@ class NetEvaluator:
 
     def refresh(self) -> None:
         """Take over what the policy has learnt; only a network in bfloat16 needs that."""
-        net = self.policy.net
-        self.net = net if self.dtype == self.policy.dtype else copy.deepcopy(net).to(self.dtype)
+        net = self.policy.net if self.dtype == self.policy.dtype else copy.deepcopy(self.policy.net)
+        # Weights of convolutions lie as they are read: else each pass copies them.
+        self.net = net.to(self.dtype, memory_format=torch.channels_last)
 
     def __call__(self, states: Sequence[Any]) -> LegalActions:
         """n states -> n proposals; the search refuses a state without a legal action."""
