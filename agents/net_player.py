@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from llmgym.files import read_json
 from llmgym.nets import NetPolicy
 from llmgym.search import Search, SearchOptions
 from llmgym.search.evaluators import NetEvaluator
-from llmgym.search.proposals import Evaluate
+from llmgym.search.mixed import MixedEvaluator
 
 SHIPPED = Path(__file__).parent / "go_nets"
 RULES = ("puct", "gumbel")
@@ -147,9 +146,7 @@ class NetSearcher(Opponent):
         options = SearchOptions(s.simulations, s.rule, discount=-1.0, leaves=s.leaves, best=best)
         network = NetEvaluator(own, policy, bfloat16=s.bfloat16)
         self._playouts = LeafPlayouts(own, s.playouts) if s.mix else None
-        return Search(
-            own, network if self._playouts is None else with_playouts(network, self._playouts, s.mix), options
-        )
+        return Search(own, MixedEvaluator(network, s.mix, playout=self._playouts), options)
 
     def _folder(self, mdp: GoMDP) -> Path:
         if self.settings.policy:
@@ -160,16 +157,6 @@ class NetSearcher(Opponent):
             sides = f"{mdp.rules.rows}x{mdp.rules.cols}"
             raise ValueError(f"llmgym brings networks for {known}, none for {sides}: name one, alphazero:policy=DIR")
         return folder
-
-
-def with_playouts(network: NetEvaluator, playouts: LeafPlayouts, mix: float) -> Evaluate:
-    """An evaluator that gives the network's priors, and values (1 - mix) v + mix z of both."""
-
-    def evaluate(states: Sequence[Any]) -> Any:
-        told = network(states)
-        return told._replace(values=(1 - mix) * told.values + mix * playouts(states))
-
-    return evaluate
 
 
 def policy_folder(name: str | Path) -> Path:

@@ -11,7 +11,7 @@ import torch
 from llmgym.agents.alphago.descent import Turns
 from llmgym.agents.alphago.games import duel
 from llmgym.agents.alphago.nets import load_net, save_net
-from llmgym.agents.alphago.player import AlphaGoPlayer, AlphaGoSettings, Playouts
+from llmgym.agents.alphago.player import AlphaGoPlayer, AlphaGoSettings, FastPlayouts
 from llmgym.agents.alphago.policy import PolicyConfig, fit_policy, positions, score_policy, score_uniform, turned
 from llmgym.agents.alphago.records import Moves, load_records
 from llmgym.agents.alphago.reinforce import Reinforce, ReinforceConfig, accumulate, advantages, copied, play
@@ -329,43 +329,44 @@ def test_a_network_comes_back_with_its_rules(folders, fitted):
 def test_leaves_are_worth_what_is_mixed(fitted):
     mdp, policy, *_ = fitted
     states = [game.states[6] for game in near_games(mdp, 5, 9)]
-    net = NetEvaluator(mdp, policy)
-    asked = []
+    net, asked = NetEvaluator(mdp, policy), []
+    other = NetEvaluator(mdp, NetPolicy("ResNetPolicy", mdp, hidden=(8,), seed=7, device="cpu"))
 
     def playout(given):
         asked.append(len(given))
         return np.linspace(-1, 1, len(given))
 
     def values(mix: float) -> np.ndarray:
-        told, plain = MixedEvaluator(net, mix, NetValue(net), playout)(states), net(states)
+        told, plain = MixedEvaluator(net, mix, value=NetValue(other), playout=playout)(states), net(states)
         for name in set(plain._fields) - {"values"}:  # candidates and priors are the policy's
             np.testing.assert_array_equal(getattr(told, name), getattr(plain, name))
         return told.values
 
-    np.testing.assert_array_equal(values(0.0), net(states).values)
+    np.testing.assert_array_equal(values(0.0), other(states).values)
     assert not asked  # what has no weight is not paid for
     np.testing.assert_array_equal(values(1.0), np.linspace(-1, 1, 5))
     assert asked == [5]
-    np.testing.assert_allclose(values(0.25), 0.75 * net(states).values + 0.25 * np.linspace(-1, 1, 5))
+    own = MixedEvaluator(net, 0.0)(states)
+    np.testing.assert_array_equal(own.values, net(states).values)  # of the same network, if no other is given
+    np.testing.assert_allclose(values(0.25), 0.75 * other(states).values + 0.25 * np.linspace(-1, 1, 5))
 
 
 def test_what_is_mixed_must_be_there():
     def priors(states: list) -> Proposals:
         raise AssertionError("not asked")
 
-    for mix, missing in ((0.0, "value"), (0.5, "value"), (1.0, "playout")):
-        with pytest.raises(ValueError, match=f"mix = {mix} needs a {missing}, got none"):
+    for mix in (0.5, 1.0):
+        with pytest.raises(ValueError, match=f"mix = {mix} needs playouts, got none"):
             MixedEvaluator(priors, mix)
     with pytest.raises(ValueError, match=r"mix must be in \[0, 1\], got 2"):
         MixedEvaluator(priors, 2)
 
 
-@pytest.mark.parametrize("fast", [FastPolicy(np.zeros(FEATURES)), None])
-def test_a_playout_is_the_result_of_who_moves(fast):
+def test_a_playout_is_the_result_of_who_moves():
     mdp = GoMDP(3, komi=0.5)
     dead = mdp.position("XX.\nXXX\nXX.", 1)  # White has nowhere to live
     states = [dead] * 4 + [mdp.transition(dead, 9)] * 3
-    np.testing.assert_array_equal(Playouts(mdp, fast, RNG(0))(states), [-1] * 4 + [1] * 3)
+    np.testing.assert_array_equal(FastPlayouts(mdp, FastPolicy(np.zeros(FEATURES)))(states), [-1] * 4 + [1] * 3)
 
 
 def test_a_name_says_the_settings(folders):
@@ -376,7 +377,8 @@ def test_a_name_says_the_settings(folders):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     {
-        "alphago": "alphago has no option ''",
+        "alphago": "alphago needs policy=DIR",
+        "alphago:speed=1": "alphago has no option 'speed': choose policy, value",
         "alphago:mix=1": "alphago needs policy=DIR",
         "alphago:policy=p": "with mix=0.5 needs value=DIR",
         "alphago:policy=p,mix=2": r"mix must be in \[0, 1\], got 2",
@@ -414,6 +416,15 @@ def test_the_player_repeats_a_game_with_its_seed(folders, mix):
     assert (player.fast is None) == (mix == 0) and (player.value is None) == (mix == 1)
 
 
+@pytest.mark.parametrize("rollout", ["light", "heavy"])
+def test_leaves_may_be_played_out_by_rules(folders, rollout):
+    player = AlphaGoPlayer(AlphaGoSettings(**(folders | {"rollout": rollout}), mix=1.0, simulations=12))
+    mdp = GoMDP(5, komi=0.5)
+    first = player.move(new_game(mdp), RNG(0))
+    player.start(new_game(mdp))
+    assert player.move(new_game(mdp), RNG(0)) == first and player.fast is None
+
+
 def test_it_takes_a_win_that_is_one_move_away(folders):
     """Black is ahead and White has just passed: a pass wins at once, and is proven to."""
     mdp = GoMDP(5, komi=0.5)
@@ -422,6 +433,13 @@ def test_it_takes_a_win_that_is_one_move_away(folders):
     untrained = folders | {"policy": folders["value"]}  # whose priors rule nothing out
     player = AlphaGoPlayer(AlphaGoSettings(**untrained, mix=0.5, simulations=60))
     assert player.move(new_game(mdp, state), RNG(0)) == 25
+
+
+def test_it_refuses_a_network_of_margins(folders, tmp_path):
+    net, rules = load_net(folders["value"])
+    save_net(net, tmp_path, "value", rules | {"reward": "margin"})
+    with pytest.raises(ValueError, match="has learnt margins, here results are mixed"):
+        AlphaGoPlayer(AlphaGoSettings(**(folders | {"value": str(tmp_path)})))
 
 
 def test_it_refuses_other_boards_and_other_komi(folders):

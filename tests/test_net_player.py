@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmgym.agents import MCTS
-from llmgym.agents.net_player import NetSearcher, NetSettings, with_playouts
+from llmgym.agents.net_player import NetSearcher, NetSettings
 from llmgym.commands.players import make_player
 from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.match import Entrant, Tally, draw_openings, play_match
@@ -20,6 +20,7 @@ from llmgym.envs.go.rollout_search import RolloutSearch
 from llmgym.nets import NetPolicy
 from llmgym.search import SearchOptions
 from llmgym.search.evaluators import NetEvaluator
+from llmgym.search.mixed import MixedEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_leaves_are_worth_a_mix_of_network_and_playouts(untrained):
     network = NetEvaluator(mdp, NetPolicy.load(untrained / "result", mdp, device="cpu"))
     own, played = network(states), LeafPlayouts(mdp, 3, seed=1)(states)
     for mix in (0.0, 0.25, 1.0):
-        told = with_playouts(network, LeafPlayouts(mdp, 3, seed=1), mix)(states)
+        told = MixedEvaluator(network, mix, playout=LeafPlayouts(mdp, 3, seed=1))(states)
         np.testing.assert_allclose(told.values, (1 - mix) * own.values + mix * played)
         assert np.array_equal(told.logits, own.logits)
     assert player(untrained, mix=1.0, simulations=300).move(game_at(mdp), np.random.default_rng(0)) == 4

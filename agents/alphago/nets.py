@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmgym.agents.net_player import policy_folder, trained_with
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.files import read_json, write_json
+from llmgym.files import write_json
 from llmgym.nets import NetPolicy
-
-RULES = ("board_size", "komi", "ko", "suicide", "max_moves", "planes")
-GO = "llmgym/Go-v0"
 
 
 def save_net(policy: NetPolicy, folder: str | Path, stage: str, rules: dict[str, Any]) -> None:
@@ -24,7 +22,7 @@ def save_net(policy: NetPolicy, folder: str | Path, stage: str, rules: dict[str,
         rules: arguments of `GoMDP` that it was trained with.
     """
     policy.save(folder)
-    env = json.dumps({"id": GO, "kwargs": rules})
+    env = json.dumps({"id": "llmgym/Go-v0", "kwargs": rules})
     write_json(Path(folder) / "agent.json", {"agent": f"alphago {stage}", "env": env})
 
 
@@ -34,33 +32,6 @@ def load_net(folder: str | Path, device: str = "cpu") -> tuple[NetPolicy, dict[s
     Raises:
         ValueError: the folder holds no network for Go.
     """
-    folder = net_folder(folder)
-    rules = trained_with(folder)
-    return NetPolicy.load(folder, GoMDP(**rules), device=device), rules
-
-
-def net_folder(folder: str | Path) -> Path:
-    """The folder of a network, or that of the run that made it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for place in (Path(folder), Path(folder) / "policy"):
-        if (place / "policy.json").is_file():
-            return place
-    raise ValueError(f"the folder {str(folder)!r} holds no policy for Go: policy.json is missing")
-
-
-def trained_with(folder: Path) -> dict[str, Any]:
-    """Arguments of `GoMDP` that a saved network was trained with; an environment that could not be described had its
-    defaults.
-
-    Raises:
-        ValueError: it was trained on something else.
-    """
-    file = folder / "agent.json"
-    saved: dict[str, Any] = read_json(file) if file.is_file() else {}
-    spec: dict[str, Any] = json.loads(saved["env"]) if saved.get("env") else {"id": GO, "kwargs": {}}
-    if spec["id"] != GO:
-        raise ValueError(f"the policy in {str(folder)!r} was trained on {spec['id']}, not on {GO}")
-    return {name: spec["kwargs"][name] for name in RULES if name in spec["kwargs"]}
+    found = policy_folder(folder)
+    rules = trained_with(found)
+    return NetPolicy.load(found, GoMDP(**rules), device=device), rules

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmgym.agents.alphago.nets import load_net
 from llmgym.agents.config import check_least, check_unit
+from llmgym.agents.net_player import parse_settings
 from llmgym.agents.planner import Planner
 from llmgym.envs.go.fast_policy import FastPolicy
+from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.state import GoState
@@ -21,6 +23,7 @@ from llmgym.search.evaluators import NetEvaluator
 from llmgym.search.mixed import MixedEvaluator, NetValue
 
 LIGHT = "light"
+BY_RULES = (LIGHT, "heavy")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,9 @@ class AlphaGoSettings:
 
     policy: str = ""  # folder of the policy network, which gives the priors
     value: str = ""  # folder of the value network; not needed where mix is 1
-    rollout: str = LIGHT  # folder of the fast policy that plays out leaves; light: uniform moves, none into own eyes
+    rollout: str = (
+        LIGHT  # folder of the fast policy that plays leaves out; or light (uniform moves) or heavy (by rules)
+    )
     mix: float = 0.5  # λ of the value (1 - λ) v + λ z of a leaf: v of the value network, z of one playout
     simulations: int = 200  # of a move
     leaves: int = 8  # evaluated at once, with virtual loss
@@ -57,15 +62,7 @@ class AlphaGoSettings:
         Raises:
             ValueError: an option that there is not, or a value that it cannot have.
         """
-        told: dict[str, Any] = {}
-        for word in name.partition(":")[2].split(","):
-            option, _, value = (part.strip() for part in word.partition("="))
-            if option not in _READERS:
-                raise ValueError(f"alphago has no option {option!r}: choose {', '.join(_READERS)}")
-            if option in told:
-                raise ValueError(f"{option} of alphago is given twice in {name!r}")
-            told[option] = _read(option, value)
-        return cls(**told)
+        return parse_settings(cls, name)
 
 
 class AlphaGoPlayer(Opponent):
@@ -83,11 +80,12 @@ class AlphaGoPlayer(Opponent):
         self.policy, self.rules = load_net(settings.policy, settings.device)
         self.value: NetPolicy | None = None
         if settings.mix < 1:
-            self.value, valued = load_net(settings.value, settings.device)
-            self.rules = self.rules | {name: valued[name] for name in ("komi",) if name in valued}
-            self._value_planes = valued
-        self.fast = None if settings.mix == 0 or settings.rollout == LIGHT else FastPolicy.load(settings.rollout)
-        self._planner: Planner | None = None
+            self.value, self._valued = load_net(settings.value, settings.device)
+            self.rules = self.rules | {"komi": GoMDP(**self._valued).rules.komi}
+            if self._valued.get("reward", "result") != "result":
+                raise ValueError(f"the value network in {settings.value!r} has learnt margins, here results are mixed")
+        self.fast = None if settings.mix == 0 or settings.rollout in BY_RULES else FastPolicy.load(settings.rollout)
+        self._ready: tuple[Planner, Playouts] | None = None
 
     @property
     def mdp(self) -> GoMDP:
@@ -107,50 +105,64 @@ class AlphaGoPlayer(Opponent):
     def start(self, game: Game) -> None:
         """A new game needs a new tree."""
         self.check(game.mdp)
-        self._planner = None
+        self._ready = None
 
     def move(self, game: Game, rng: np.random.Generator) -> int:
         """The move that a search finds; playouts are drawn by `rng`."""
-        if self._planner is None or self._planner.search.mdp.rules != game.mdp.rules:
-            self._planner = self._planned(game.mdp)
-        self._playouts.rng = np.random.default_rng(int(rng.integers(2**63)))
-        return int(self._planner.plan([game.state], rng, chance=False)[0].action)
+        if self._ready is None or self._ready[0].search.mdp.rules != game.mdp.rules:  # type: ignore[attr-defined]
+            self._ready = self._made(game.mdp)
+        planner, playouts = self._ready
+        playouts.seed(int(rng.integers(2**63)))
+        return int(planner.plan([game.state], rng, chance=False)[0].action)
 
     def close(self) -> None:
         """Free the tree."""
-        self._planner = None
+        self._ready = None
 
-    def _planned(self, mdp: GoMDP) -> Planner:
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ready": None}  # a copy grows a tree of its own
+
+    def _made(self, mdp: GoMDP) -> tuple[Planner, Playouts]:
         s, rules = self.settings, _arguments(mdp)
         own = GoMDP(**rules, planes=self.rules.get("planes", mdp.planes))
         value = None
         if self.value is not None:
-            seen = GoMDP(**rules, planes=self._value_planes.get("planes", mdp.planes))
+            seen = GoMDP(**rules, planes=self._valued.get("planes", mdp.planes))
             value = NetValue(NetEvaluator(seen, self.value))
-        self._playouts = Playouts(own, self.fast, np.random.default_rng())
-        evaluate = MixedEvaluator(NetEvaluator(own, self.policy), s.mix, value, self._playouts)
+        playouts = self._played_out(own)
+        evaluate = MixedEvaluator(NetEvaluator(own, self.policy), s.mix, value=value, playout=playouts)
         options = SearchOptions(s.simulations, "puct", discount=-1.0, c_init=s.c_init, leaves=s.leaves, best=1.0)
-        return Planner(own, evaluate, options, s.reuse)
+        return Planner(own, evaluate, options, s.reuse), playouts
+
+    def _played_out(self, mdp: GoMDP) -> Playouts:
+        if self.fast is not None:
+            return FastPlayouts(mdp, self.fast)
+        return LeafPlayouts(mdp, heavy=self.settings.rollout == "heavy")
 
 
-class Playouts:
-    """Results of one playout from each state, for its player to move.
+class FastPlayouts:
+    """Results of one playout of a fast policy from each state, for its player to move.
 
     Args:
         mdp: the rules.
-        fast: who plays; None: uniform moves that fill no own eye.
-        rng: of the playouts.
+        fast: who plays.
+        seed: of the playouts.
     """
 
-    def __init__(self, mdp: GoMDP, fast: FastPolicy | None, rng: np.random.Generator):
-        self.mdp, self.fast, self.rng = mdp, fast, rng
+    def __init__(self, mdp: GoMDP, fast: FastPolicy, seed: int = 0):
+        self.mdp, self.fast = mdp, fast
+        self.seed(seed)
+
+    def seed(self, seed: int) -> None:
+        """Draw the next playouts by this seed."""
+        self._rng = np.random.default_rng(seed)
 
     def __call__(self, states: Sequence[GoState]) -> np.ndarray:
         """n states -> 1, 0 or -1 each, float64 [n]."""
-        mdp = self.mdp
-        if self.fast is None:
-            return np.array([mdp.outcome(mdp.rollout(state, self.rng), state.to_play) for state in states])
-        return self.fast.results(states, float(mdp.rules.komi), self.rng)
+        return self.fast.results(states, float(self.mdp.rules.komi), self._rng)
+
+
+Playouts = FastPlayouts | LeafPlayouts
 
 
 def alphago_named(name: str) -> AlphaGoPlayer:
@@ -166,15 +178,3 @@ def _arguments(mdp: GoMDP) -> dict[str, Any]:
     """Of `GoMDP`, to make one like it with other planes."""
     names = ("board_size", "komi", "ko", "suicide", "max_moves", "handicap")
     return {name: getattr(mdp.rules, name) for name in names}
-
-
-def _read(option: str, value: str) -> Any:
-    kind = _READERS[option]
-    try:
-        return {"True": True, "true": True, "False": False, "false": False}[value] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
-        raise ValueError(f"{option} of alphago must be {wanted}, got {value!r}") from None
-
-
-_READERS: dict[str, type] = {field.name: type(field.default) for field in fields(AlphaGoSettings)}

@@ -37,7 +37,7 @@ class MixOptions:
 
     policy: str  # folder of the policy network
     value: str = ""  # folder of the value network; not needed where every mix is 1
-    rollout: str = LIGHT  # folder of the fast policy; light: uniform moves that fill no own eye
+    rollout: str = LIGHT  # folder of the fast policy; or light (uniform moves) or heavy (by rules)
     mix: tuple[float, ...] = (0.0, 0.5, 1.0)  # λ of each player: 0 the value network alone, 1 one playout alone
     opponent: str | None = None  # a player as `llmgym match` takes them, in place of each other
     games: int = 100  # of every pair; colours alternate, two games share an opening

@@ -130,6 +130,6 @@ def _policy_folder(name: str) -> Path | None:
 
 def _trained_on(folder: Path) -> GoMDP:
     """Board and planes that a saved policy knows."""
-    from llmgym.agents.alphago.nets import trained_with  # loads torch
+    from llmgym.agents.net_player import trained_with  # loads torch
 
     return GoMDP(**trained_with(folder))

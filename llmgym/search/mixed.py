@@ -17,37 +17,38 @@ class MixedEvaluator:
     """Priors of a policy, and (1 - λ) v + λ z.
 
     Args:
-        priors: n states -> proposals, whose values are not read.
+        priors: n states -> proposals.
         mix: λ, in [0, 1].
-        value: v, of a network; not asked, and not needed, where λ is 1.
+        value: v, of another network; not asked where λ is 1. None: the values of the proposals.
         playout: z, the returns of playouts; not asked, and not needed, where λ is 0.
 
     Raises:
-        ValueError: λ out of range, or what it mixes is missing.
+        ValueError: λ out of range, or playouts are missing.
     """
 
     def __init__(
         self,
         priors: Callable[[Any], Proposals | LegalActions],
         mix: float,
+        *,
         value: Values | None = None,
         playout: Values | None = None,
     ):
         if not 0 <= mix <= 1:
             raise ValueError(f"mix must be in [0, 1], got {mix}")
-        for name, weight, given in (("value", 1 - mix, value), ("playout", mix, playout)):
-            if weight > 0 and given is None:
-                raise ValueError(f"mix = {mix} needs a {name}, got none")
+        if mix > 0 and playout is None:
+            raise ValueError(f"mix = {mix} needs playouts, got none")
         self.priors, self.mix, self.value, self.playout = priors, mix, value, playout
 
     def __call__(self, states: Sequence[Any]) -> Proposals | LegalActions:
-        """n states -> n proposals; a state without a legal action raises `NoLegalAction`."""
+        """n states -> n proposals."""
+        told, mix = self.priors(states), self.mix
         values = np.zeros(len(states))
-        if self.mix < 1:
-            values += (1 - self.mix) * self.value(states)  # type: ignore[misc]
-        if self.mix > 0:
-            values += self.mix * self.playout(states)  # type: ignore[misc]
-        return self.priors(states)._replace(values=values)
+        if mix < 1:
+            values += (1 - mix) * (told.values if self.value is None else self.value(states))
+        if mix > 0:
+            values += mix * self.playout(states)  # type: ignore[misc]
+        return told._replace(values=values)
 
 
 class NetValue:
