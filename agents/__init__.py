@@ -8,6 +8,7 @@ from llmgym.agents.reinforce import REINFORCE, ReinforceConfig
 from llmgym.agents.reward_trainer import RewardTrainer, RewardTrainerConfig
 from llmgym.agents.rlhf import RLHF, RLHFConfig
 from llmgym.agents.sft import SFT, SFTConfig
+from llmgym.agents.text_mcts import TextMCTS, TextMCTSConfig
 
 __all__ = [
     "DPO",
@@ -26,4 +27,6 @@ __all__ = [
     "RewardTrainer",
     "RewardTrainerConfig",
     "SFTConfig",
+    "TextMCTS",
+    "TextMCTSConfig",
 ]

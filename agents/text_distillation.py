@@ -12,6 +12,7 @@ from torch import Tensor
 from llmgym.agents.budget import Budget
 from llmgym.agents.metrics import Means, Metrics
 from llmgym.agents.text_play import Writer
+from llmgym.mdp import ScorerFailed
 from llmgym.search.evaluators import BOUNDS
 from llmgym.search.text_lessons import Written, lesson_losses
 
@@ -33,13 +34,13 @@ class TextDistillation:
     def iterate(self, budget: Budget) -> tuple[Metrics, list[Written]]:
         """One update; returns its metrics, and the texts it has learnt from."""
         agent, started = self.agent, time.perf_counter()
-        texts = self._write()
-        written = time.perf_counter()
+        texts, metrics = self._judged(self._write())
+        seconds = time.perf_counter() - started
         agent._set_learning_rate(budget.fraction())
-        metrics = self._describe(texts) | self._learn(texts)
+        metrics |= self._learn(texts) if texts else {}
         self.updates += 1
-        seconds = {"seconds_writing": written - started, "texts_per_second": len(texts) / (written - started)}
-        return metrics | seconds | agent.policy.counters.as_dict(), texts
+        metrics |= {"seconds_writing": seconds, "texts_per_second": agent.config.prompts / seconds}
+        return metrics | agent.policy.counters.as_dict(), texts
 
     def _write(self) -> list[Written]:
         """An answer to each of `prompts` problems, drawn from the split of the environment."""
@@ -50,14 +51,19 @@ class TextDistillation:
         self.texts += len(texts)
         return texts
 
-    def _describe(self, texts: list[Written]) -> Metrics:
-        outcomes, n = [self.agent.mdp.outcome(text.end) for text in texts], len(texts)
-        return {
+    def _judged(self, texts: list[Written]) -> tuple[list[Written], Metrics]:
+        """Texts to learn from, and what happened; a text that the scorer failed on is dropped and counted."""
+        outcomes = self.agent.seen.mdp.outcomes([text.end for text in texts])
+        kept = [(text, o) for text, o in zip(texts, outcomes, strict=True) if not isinstance(o, ScorerFailed)]
+        self.agent.dropped_rows += len(texts) - len(kept)
+        n = max(len(kept), 1)
+        return [text for text, _ in kept], {
             "texts": float(self.texts),
-            "reward": sum(outcome.reward for outcome in outcomes) / n,
-            "accuracy": sum(outcome.is_success for outcome in outcomes) / n,
-            "length": sum(text.end.n_tokens for text in texts) / n,
-            "actions": sum(len(text.lessons) for text in texts) / n,
+            "reward": sum(outcome.reward for _, outcome in kept) / n,
+            "accuracy": sum(outcome.is_success for _, outcome in kept) / n,
+            "length": sum(text.end.n_tokens for text, _ in kept) / n,
+            "actions": sum(len(text.lessons) for text, _ in kept) / n,
+            "dropped_rows": float(self.agent.dropped_rows),
         }
 
     def _learn(self, texts: list[Written]) -> Metrics:
@@ -91,11 +97,12 @@ class TextDistillation:
 
     def description(self) -> dict[str, Any]:
         """What JSON can say of it."""
-        return {"updates": self.updates, "texts": self.texts}
+        return {"updates": self.updates, "texts": self.texts, "dropped_rows": self.agent.dropped_rows}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Take over what `description` wrote."""
         self.updates, self.texts = saved["updates"], saved["texts"]
+        self.agent.dropped_rows = saved["dropped_rows"]
 
     def save(self, folder: Path) -> None:
         """Nothing more: texts are learnt from once."""

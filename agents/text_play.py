@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from llmgym.mdp import ScorerFailed
 from llmgym.policy import LMPolicy
 from llmgym.search import Proposal, Result, Search, SearchOptions
 from llmgym.search.evaluators import BOUNDS
@@ -16,8 +17,9 @@ from llmgym.search.text import TextEvaluator, TextReader, Value
 from llmgym.search.text_candidates import block_of
 from llmgym.search.text_lessons import Lesson, Written
 from llmgym.search.text_values import Mixed, RolloutValue
-from llmgym.text import TextMDP, TextState
+from llmgym.text import Outcome, TextMDP, TextState
 
+FAILED = Outcome(0.0, {}, False)
 REMEMBERED = 1 << 16  # tokens read along one tree of texts before it is begun anew: memory
 
 
@@ -29,6 +31,16 @@ class Asking(NamedTuple):
     min_p: float
     rollouts: float
     bound: str
+
+
+class LenientText(TextMDP):
+    """The rules of `mdp`, where a text that its scorer fails on is worth 0: one must not end a search."""
+
+    def __init__(self, mdp: TextMDP):
+        vars(self).update(vars(mdp))
+
+    def outcomes(self, states: Sequence[TextState]) -> list[Any]:
+        return [FAILED if isinstance(one, ScorerFailed) else one for one in super().outcomes(states)]
 
 
 class RememberingEvaluator:
@@ -132,4 +144,4 @@ class _Move(NamedTuple):
     reward: float
 
 
-__all__ = ["Asking", "RememberingEvaluator", "Writer", "mixed_value"]
+__all__ = ["Asking", "LenientText", "RememberingEvaluator", "Writer", "mixed_value"]

@@ -32,6 +32,8 @@ commands:
   label             say which of two completions is better: a person, a rule or a file
   rlhf              train from preferences: SFT, comparisons, reward model, PPO, and again
   search-study      what search over tokens, blocks and lines is worth at equal forward tokens
+  distillation-study
+                    search distillation beside GRPO at equal forward tokens
   gtp               a Go player as an engine for GoGui, Sabaki and other programs
   match             a match between two Go players: result, confidence interval and SGF files
   alphago STAGE     AlphaGo's stages: policy, reinforce, value, rollout, match
@@ -64,11 +66,11 @@ def _dispatch(words: list[str]) -> int:
         print(import_module("llmgym").__version__)
     elif command == "train":
         return _train(rest)
-    elif command in ("eval", "pairs", "label", "rlhf", "search-study", "gtp", "match", "alphago"):
+    elif command in ("eval", "pairs", "label", "rlhf", "search-study", "distillation-study", "gtp", "match", "alphago"):
         return _run(f"llmgym.commands.{command.replace('-', '_')}")(rest)
     else:
         named = f"unknown command {command!r}" if words else "a command is missing"
-        choices = "train, eval, pairs, label, rlhf, search-study, gtp, match or alphago"
+        choices = "train, eval, pairs, label, rlhf, search-study, distillation-study, gtp, match or alphago"
         raise ValueError(f"{named}: choose {choices} (llmgym --help)")
     return 0
 

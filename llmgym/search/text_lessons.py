@@ -106,7 +106,7 @@ class _Reading:
                     targets.append(share)
         returns = [lesson.ret for text in texts for lesson in text.lessons]
         self.tokens_of_candidates = torch.tensor(named).reshape(-1, 3).T
-        self.targets, self.returns = torch.tensor(targets), torch.tensor(returns)
+        self.targets, self.returns = (torch.tensor(x, dtype=torch.float64) for x in (targets, returns))
         self.value_places = torch.tensor(value_places)
 
     @property
