@@ -8,6 +8,8 @@ import pytest
 from llmgym.envs.go.many import GoRows
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.mdp import MDP
+from llmgym.search import Search, SearchOptions
+from llmgym.search.evaluators import UniformEvaluator
 from llmgym.store import Store
 
 RULES = [
@@ -59,6 +61,26 @@ def test_views_of_many_positions_equal_those_of_one(planes):
             np.testing.assert_array_equal(seen, np.stack(expected))
             np.testing.assert_array_equal(masks, allowed)
         store.step(numbers, [int(rng.choice(np.flatnonzero(mask[:-1]))) for mask in masks])
+
+
+@pytest.mark.parametrize("rule", ["puct", "gumbel"])
+def test_a_search_finds_the_same_whatever_keeps_its_states(rule):
+    class Plain(GoMDP):
+        def store(self):
+            return Store(self)
+
+    mdp, found = GoMDP(4, komi=0.5), []
+    states = [mdp.initial(options={"moves": moves}) for moves in ([], [5, 10], [5, 16])]
+    for rules in (mdp, Plain(4, komi=0.5)):
+        search = Search(rules, UniformEvaluator(rules), SearchOptions(150, rule, discount=-1.0, best=1.0, leaves=2))
+        search.start(states, np.random.default_rng(0))
+        search.run()
+        search.advance([3, 3, 3], np.random.default_rng(0))
+        found.append((search.run(), search.forest.states))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        np.testing.assert_array_equal(one.visits, other.visits)
+        np.testing.assert_array_equal(one.values, other.values)
+    assert found[0][1] == found[1][1]
 
 
 def test_a_state_that_was_read_stays_as_it_is():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmgym.mdp import MDP, NoLegalAction
-from llmgym.search import Proposal, Search, SearchError, SearchOptions
+from llmgym.search import LegalActions, Proposal, Proposals, Search, SearchError, SearchOptions
 
 LINES = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6)]
 
@@ -163,6 +163,66 @@ def test_many_trees_equal_one_at_a_time(rule):
         np.testing.assert_array_equal(result.values, alone.values)
 
 
+@pytest.mark.parametrize("rule", ["puct", "gumbel"])
+def test_masks_and_logits_say_the_same_as_candidates_and_priors(rule):
+    def masked(states):
+        told, masks = hashed(states), np.stack([GAME.mask(state) for state in states])
+        logits = np.full(masks.shape, np.nan)  # of what is not legal, anything
+        for row, proposal in enumerate(told):
+            logits[row, proposal.actions] = np.log(proposal.priors) + row
+        return LegalActions(masks, logits.astype(np.float32), np.array([p.value for p in told]))
+
+    def numbered(states):
+        told, k = hashed(states), [len(p.actions) for p in hashed(states)]
+        actions, priors = np.zeros((len(told), 9), np.int64), np.full((len(told), 9), np.nan)
+        for row, proposal in enumerate(told):
+            actions[row, : k[row]], priors[row, : k[row]] = proposal.actions, 3 * proposal.priors
+        return Proposals(actions, priors, np.array([p.value for p in told]), np.ones(len(told), bool), np.array(k))
+
+    states = positions(10)
+    _, expected = searched(states, rule=rule, simulations=60, seed=0)
+    for evaluate in (masked, numbered):
+        _, results = searched(states, evaluate, rule=rule, simulations=60, seed=0)
+        for one, other in zip(results, expected, strict=True):
+            assert one.actions == list(other.actions)
+            np.testing.assert_array_equal(one.visits, other.visits)
+            np.testing.assert_allclose(one.priors, other.priors, rtol=1e-5)
+            np.testing.assert_allclose(one.policy, other.policy, rtol=1e-4, atol=1e-9)
+
+
+class Widening(MDP[tuple[int, ...], int]):
+    """At depth d there are 2^d actions; the end comes at depth 6."""
+
+    def transition(self, state, action):
+        return (*state, action)
+
+    def reward(self, state, action, next_state):
+        return 0.0
+
+    def terminal(self, state):
+        return len(state) == 6
+
+
+def test_nodes_may_have_more_candidates_than_those_above_them():
+    def evaluate(states):
+        return [Proposal([f"{i}" for i in range(2 ** len(s))], np.ones(2 ** len(s)), 0.0) for s in states]
+
+    search = Search(Widening(), evaluate, SearchOptions(simulations=300, rule="uct", leaves=3))
+    search.start([(), ()])
+    search.run()
+    search.advance([0, 0])
+    for result in search.run():
+        assert result.actions == ["0", "1"] and result.visits.sum() == 300 + 299
+    for tree, states in enumerate(search.forest.states):
+        nodes, edges = search.forest.nodes[tree], search.forest.edges[tree]
+        for node, state in enumerate(states):
+            assert nodes["degree"][node] == (0 if len(state) == 6 else 2 ** len(state))
+            if node:
+                edge = nodes["edge"][node]
+                above = edges["node"][edge]
+                assert states[above] == state[:-1] and edge - nodes["first"][above] == int(state[-1])
+
+
 def plain_puct(state, simulations, options):
     """The same search as a textbook writes it: dictionaries and recursion."""
     tree = {}
@@ -282,6 +342,17 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(SearchError, match=sentence):
             searched([GAME.initial()], lambda states, p=proposal: [p for _ in states])
+    arrays = np.array([[0, 1]]), np.ones((1, 2)), np.zeros(1), np.ones(1, bool)
+    for told, sentence in [
+        (Proposals(*arrays, np.array([3])), "3 finite numbers"),
+        (Proposals(*arrays[:2], np.zeros(2), arrays[3], np.array([2])), "one proposal a state"),
+        (LegalActions(np.ones((1, 9), bool), np.full((1, 9), np.nan), np.zeros(1)), "logits must be numbers"),
+        (LegalActions(np.ones((1, 9), bool), np.zeros((1, 9)), np.full(1, np.inf)), "finite number"),
+    ]:
+        with pytest.raises(SearchError, match=sentence):
+            searched([GAME.initial()], lambda states, t=told: t)
+    with pytest.raises(NoLegalAction, match="forbids every action"):
+        searched([GAME.initial()], lambda states: LegalActions(np.zeros((1, 9), bool), np.zeros((1, 9)), np.zeros(1)))
     for options in ({"simulations": 0}, {"leaves": 0}, {"rule": "best"}, {"noise": 2.0}, {"discount": 0.0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             SearchOptions(**options)

@@ -4,7 +4,7 @@ It is given, for each new node, K candidate actions with priors and a value, and
 """
 
 from llmgym.search.options import SearchOptions
-from llmgym.search.proposals import Proposal, Proposals, SearchError
+from llmgym.search.proposals import LegalActions, Proposal, Proposals, SearchError
 from llmgym.search.search import Result, Search
 
-__all__ = ["Proposal", "Proposals", "Result", "Search", "SearchError", "SearchOptions"]
+__all__ = ["LegalActions", "Proposal", "Proposals", "Result", "Search", "SearchError", "SearchOptions"]
