@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -75,11 +75,17 @@ def run(words: list[str]) -> int:
         if options.searched:
             report.say(f"{task}: answers that a search writes, and forward tokens of each")
             report.plain_table("policy learnt by", ["before", "after"], _searched_rows(found))
-    distillation_picture({_title(options, task): found for task, found in runs.items()}, options.budgets, _png(options))
-    points = {task: [asdict(one) for one in found] for task, found in runs.items()}
-    write_json(f"{options.out}.json", {**asdict(options), "runs": points, "versions": versions()})
+    distillation_picture(
+        {_title(options, task): found for task, found in runs.items()}, options.budgets, f"{options.out}.png"
+    )
     report.say(f"{options.out}.png and {options.out}.json")
     return 0
+
+
+def _write(options: DistillationOptions, runs: Mapping[str, Sequence[Run]]) -> None:
+    """`OUT.json`, complete up to the last run that has ended."""
+    points = {task: [asdict(one) for one in found] for task, found in runs.items()}
+    write_json(f"{options.out}.json", {**asdict(options), "runs": points, "versions": versions()})
 
 
 def measure(options: DistillationOptions, task: str, method: str, seed: int) -> Run:
@@ -188,7 +194,9 @@ def _measured(options: DistillationOptions) -> dict[str, list[Run]]:
         for future in as_completed(futures):
             found[futures[future]] = future.result()
             progress(1)
-    return {task: [found[job] for job in jobs if job[0] == task] for task in tasks}
+            runs = {task: [found[job] for job in jobs if job[0] == task and job in found] for task in tasks}
+            _write(options, runs)
+    return runs
 
 
 def _rows(options: DistillationOptions, runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
@@ -223,10 +231,6 @@ def _searched(found: Sequence[tuple[float, float]]) -> str:
 def _title(options: DistillationOptions, task: str) -> str:
     own = json_object(options.tasks)[task]
     return task + (f", {json.dumps(own)[1:-1]}" if own else "").replace('"', "")
-
-
-def _png(options: DistillationOptions) -> str:
-    return f"{options.out}.png"
 
 
 __all__ = ["DistillationOptions", "measure", "run"]
