@@ -11,7 +11,7 @@ Three questions, komi 0.5, positional superko, area scoring with every stone ali
 Void games (an engine has crashed) are told apart and their pairs left out.
 
     python benchmarks/go_small.py
-    python benchmarks/go_small.py --player alphago:policy=runs/five,mix=0 --openings 100 --simulations 200
+    python benchmarks/go_small.py --player alphazero:policy=runs/five,simulations=100 --openings 100
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T_95 = {49: 2.010, 59: 2.001, 99: 1.984}  # by degrees of freedom; 1.96 for othe
 class Config:
     """What to play."""
 
-    player: str = "alphago:mix=0,simulations=200"
+    player: str = "alphazero:simulations=400"
     opponent: str = GNU_GO
     size: int = 5
     komi: float = 0.5
