@@ -12,10 +12,18 @@ from llmgym.agents.alphago.descent import Turns
 from llmgym.agents.alphago.games import duel
 from llmgym.agents.alphago.nets import load_net, save_net
 from llmgym.agents.alphago.player import AlphaGoPlayer, AlphaGoSettings, FastPlayouts
-from llmgym.agents.alphago.policy import PolicyConfig, fit_policy, positions, score_policy, score_uniform, turned
+from llmgym.agents.alphago.policy import (
+    PlayedMoves,
+    PolicyConfig,
+    fit_policy,
+    positions,
+    score_policy,
+    score_uniform,
+    turned,
+)
 from llmgym.agents.alphago.records import Moves, load_records
-from llmgym.agents.alphago.reinforce import Reinforce, ReinforceConfig, accumulate, advantages, copied, play
-from llmgym.agents.alphago.value import Outcomes, SelfPlay, ValueConfig, all_values, error, fit_value
+from llmgym.agents.alphago.reinforce import PoolConfig, Reinforce, accumulate, advantages, copied, play
+from llmgym.agents.alphago.value import Outcomes, ValueConfig, ValueGames, all_values, error, fit_value
 from llmgym.envs.go.fast_policy import FEATURES, NEAR, FastPolicy
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game
@@ -116,7 +124,7 @@ def test_it_predicts_moves_of_games_it_has_not_seen(fitted):
 
 def test_scores_are_those_of_a_plain_loop(fitted):
     _, policy, _, held_out, _ = fitted
-    few = type(held_out)(*(array[:20] for array in held_out))
+    few = PlayedMoves(*(array[:20] for array in held_out))
     right, loss = 0, 0.0
     for planes, mask, action in zip(*few, strict=True):
         with torch.no_grad():
@@ -138,12 +146,11 @@ def test_a_handful_of_games_is_learnt_by_heart():
 
 
 def test_a_turned_position_keeps_its_move():
-    mdp = GoMDP((3, 4))
     planes = np.zeros((24, 1, 3, 4), np.int8)
     actions = np.tile(np.arange(12), 2)
     planes.reshape(24, 12)[np.arange(24), actions] = 1  # a stone where the move was played
     masks = np.concatenate([planes.reshape(24, 12) > 0, np.ones((24, 1), bool)], 1)
-    data = turned(type(positions(mdp, near_games(mdp, 1, 0)))(planes, masks, actions), Turns(3, 4, RNG(0)).draw(24))
+    data = turned(PlayedMoves(planes, masks, actions), Turns(3, 4, RNG(0)).draw(24))
     np.testing.assert_array_equal(data.planes.reshape(24, 12).argmax(1), data.actions)
     assert data.masks[np.arange(24), data.actions].all() and (data.actions != actions).any()
 
@@ -151,7 +158,7 @@ def test_a_turned_position_keeps_its_move():
 def test_the_last_epoch_may_be_the_first(fitted):
     mdp, policy, train, held_out, _ = fitted
     told = []
-    few = type(train)(*(array[:10] for array in train))
+    few = PlayedMoves(*(array[:10] for array in train))
     fit_policy(copied(policy, mdp, 0), few, held_out, PolicyConfig(), RNG(0), lambda m: bool(told.append(m)))
     assert len(told) == 1
 
@@ -237,7 +244,7 @@ def test_it_beats_the_network_it_began_as():
     policy = NetPolicy("MlpPolicy", mdp, hidden=(16,), seed=1)
     first = copied(policy, mdp, 2)
     before = duel(mdp, policy, first, 2000)
-    config = ReinforceConfig(updates=40, games=64, learning_rate=0.01, match_every=20, match_games=50)
+    config = PoolConfig(updates=40, games=64, learning_rate=0.01, match_every=20, match_games=50)
     stage, told = Reinforce(mdp, policy, first, config, RNG(0)), []
     stage.learn(lambda metrics: told.append(metrics))
     after = stage.match(2000)
@@ -255,7 +262,7 @@ def test_a_position_a_game_after_one_random_move(toy):
     mdp, policy, opening = toy
     moved = []
     config = ValueConfig(games=3000, latest=1, rows=100)
-    data = SelfPlay(mdp, policy, opening, RNG(0)).play(config, moved.append)
+    data = ValueGames(mdp, policy, opening, RNG(0)).play(config, moved.append)
     assert sum(moved) == len(data.results) == 3000
     start = mdp.initial()
     states = [mdp.transition(start, a) for a in np.flatnonzero(mdp.mask(start)).tolist()]
@@ -271,7 +278,7 @@ def test_a_position_a_game_after_one_random_move(toy):
 
 def test_the_opening_policy_plays_up_to_the_random_move(toy):
     mdp, policy, opening = toy
-    data = SelfPlay(mdp, policy, opening, RNG(1)).play(ValueConfig(games=4000, latest=2, rows=500), lambda n: None)
+    data = ValueGames(mdp, policy, opening, RNG(1)).play(ValueConfig(games=4000, latest=2, rows=500), lambda n: None)
     # Half of the games had their random move second, after one of the opening policy; some of them it has ended.
     start, reached, empty = mdp.initial(), 0.0, 0.0
     for a, share in enumerate(probabilities(mdp, opening, start).tolist()):

@@ -27,7 +27,7 @@ class Descent:
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[Tensor],
         learning_rate: float,
         steps: int,
         weight_decay: float = 0.0,

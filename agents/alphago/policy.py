@@ -39,8 +39,8 @@ class PolicyConfig:
         check_above_zero(self, "learning_rate")
 
 
-class Positions(NamedTuple):
-    """Positions and the moves that were played in them.
+class PlayedMoves(NamedTuple):
+    """PlayedMoves and the moves that were played in them.
 
     Attributes:
         planes: int8 [n, C, rows, cols].
@@ -53,15 +53,20 @@ class Positions(NamedTuple):
     actions: np.ndarray
 
 
-def positions(mdp: GoMDP, games: Sequence[Moves]) -> Positions:
+def positions(mdp: GoMDP, games: Sequence[Moves]) -> PlayedMoves:
     """What the network sees of games, and should say."""
     seen = [mdp.views(game.states) for game in games]
     planes, masks = (np.concatenate([one[i] for one in seen]) for i in range(2))
-    return Positions(planes, masks, np.concatenate([game.actions for game in games]).astype(np.int64))
+    return PlayedMoves(planes, masks, np.concatenate([game.actions for game in games]).astype(np.int64))
 
 
 def fit_policy(
-    policy: NetPolicy, train: Positions, held_out: Positions, config: PolicyConfig, rng: np.random.Generator, tell: Tell
+    policy: NetPolicy,
+    train: PlayedMoves,
+    held_out: PlayedMoves,
+    config: PolicyConfig,
+    rng: np.random.Generator,
+    tell: Tell,
 ) -> None:
     """Minimise the cross-entropy of moves; `tell` is called after every epoch with what is held out."""
     steps = config.epochs * math.ceil(len(train.actions) / config.batch_size)
@@ -76,25 +81,25 @@ def fit_policy(
             return
 
 
-def rows_of(data: Positions, rows: np.ndarray) -> Positions:
+def rows_of(data: PlayedMoves, rows: np.ndarray) -> PlayedMoves:
     """Some positions."""
-    return Positions(*(array[rows] for array in data))
+    return PlayedMoves(*(array[rows] for array in data))
 
 
-def turned(data: Positions, which: np.ndarray) -> Positions:
-    """Positions under a symmetry each; what was played at action p[i] is played at action i of the image."""
+def turned(data: PlayedMoves, which: np.ndarray) -> PlayedMoves:
+    """PlayedMoves under a symmetry each; what was played at action p[i] is played at action i of the image."""
     actions = (which == data.actions[:, None]).argmax(1)
-    return Positions(turned_planes(data.planes, which), turned_actions(data.masks, which), actions)
+    return PlayedMoves(turned_planes(data.planes, which), turned_actions(data.masks, which), actions)
 
 
-def move_loss(policy: NetPolicy, batch: Positions) -> Tensor:
+def move_loss(policy: NetPolicy, batch: PlayedMoves) -> Tensor:
     """Cross-entropy of the moves played, mean, nats."""
     outputs, masks, actions = outputs_of(policy, batch)
     targets = torch.zeros_like(outputs).scatter_(1, actions[:, None], 1.0)
     return policy_loss(outputs, targets, masks)
 
 
-def outputs_of(policy: NetPolicy, batch: Positions) -> tuple[Tensor, Tensor, Tensor]:
+def outputs_of(policy: NetPolicy, batch: PlayedMoves) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs of the actor, masks and actions, on the policy's device."""
     policy.counters.forward_passes += 1
     outputs = policy.net.outputs(network_input(policy, policy.encode(batch.planes), policy.dtype))
@@ -102,7 +107,7 @@ def outputs_of(policy: NetPolicy, batch: Positions) -> tuple[Tensor, Tensor, Ten
 
 
 @torch.no_grad()
-def score_policy(policy: NetPolicy, data: Positions) -> dict[str, float]:
+def score_policy(policy: NetPolicy, data: PlayedMoves) -> dict[str, float]:
     """How well moves are predicted: `held_out_loss` (nats) and `accuracy` (the first choice is the move played)."""
     loss, right = 0.0, 0
     for rows in np.array_split(np.arange(len(data.actions)), math.ceil(len(data.actions) / ROWS_AT_ONCE)):

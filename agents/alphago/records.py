@@ -65,7 +65,7 @@ def load_records(paths: Sequence[str], skip: int = 0) -> Records:
     if len(sizes) > 1:
         raise ValueError(f"records must be of one board size, got {', '.join(sorted(map(str, sizes)))}")
     first, longest = records[0].rules, max(len(record.moves) for record in records)
-    rules = {"board_size": first.rows if first.rows == first.cols else [first.rows, first.cols]}
+    rules: dict[str, Any] = {"board_size": first.rows if first.rows == first.cols else [first.rows, first.cols]}
     rules |= {"komi": float(first.komi), "ko": first.ko, "suicide": first.suicide}
     mdp = GoMDP(**rules, max_moves=longest + 1)
     games = [moves for record in _different(records) if (moves := _replayed(mdp, record, skip)) is not None]

@@ -12,7 +12,7 @@ import torch
 
 from llmgym.agents.alphago.descent import ROWS_AT_ONCE, Descent, Tell
 from llmgym.agents.alphago.games import draw_moves, duel, new_batch, outcomes
-from llmgym.agents.alphago.policy import Positions, outputs_of, rows_of
+from llmgym.agents.alphago.policy import PlayedMoves, outputs_of, rows_of
 from llmgym.agents.config import check_above_zero, check_least
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.losses import reinforce_loss
@@ -24,7 +24,7 @@ Baseline = Callable[[np.ndarray], np.ndarray]  # planes [n, …] -> values of th
 
 
 @dataclass(frozen=True)
-class ReinforceConfig:
+class PoolConfig:
     """How a policy network learns from games against earlier selves."""
 
     updates: int = 60  # gradient steps
@@ -50,7 +50,7 @@ class Played(NamedTuple):
         black: in which games it had Black, bool [G].
     """
 
-    positions: Positions
+    positions: PlayedMoves
     games: np.ndarray
     results: np.ndarray
     black: np.ndarray
@@ -68,7 +68,7 @@ def play(mdp: GoMDP, learner: NetPolicy, opponent: NetPolicy, games: int) -> Pla
         seen.append((batch.planes[mine], batch.masks[mine], actions[mine], np.flatnonzero(mine)))
         batch.step(actions)
     planes, masks, moves, rows = (np.concatenate([one[i] for one in seen]) for i in range(4))
-    return Played(Positions(planes, masks, moves), rows, outcomes(batch, np.where(black, 0, 1)), black)
+    return Played(PlayedMoves(planes, masks, moves), rows, outcomes(batch, np.where(black, 0, 1)), black)
 
 
 def advantages(played: Played, baseline: Baseline | None) -> np.ndarray:
@@ -112,7 +112,7 @@ class Reinforce:
         mdp: GoMDP,
         policy: NetPolicy,
         first: NetPolicy,
-        config: ReinforceConfig,
+        config: PoolConfig,
         rng: np.random.Generator,
         baseline: Baseline | None = None,
     ):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def speeds(fast: FastPolicy, mdp: GoMDP, seconds: float = 0.5) -> dict[str, floa
     }
 
 
-def _rate(work, done: int, seconds: float) -> float:
+def _rate(work: Callable[[], Any], done: int, seconds: float) -> float:
     work()  # what is compiled at the first call is not counted
     began, rounds = time.perf_counter(), 0
     while (spent := time.perf_counter() - began) < seconds:

@@ -14,6 +14,7 @@ from torch import Tensor
 from llmgym.agents.alphago.descent import ROWS_AT_ONCE, Descent, Tell, Turns, minibatches
 from llmgym.agents.alphago.games import draw_moves, new_batch
 from llmgym.agents.config import check_above_zero, check_least
+from llmgym.envs.go.batch import GoBatch
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.symmetry import turned_planes
 from llmgym.nets import NetPolicy
@@ -52,7 +53,7 @@ class Outcomes(NamedTuple):
     results: np.ndarray
 
 
-class SelfPlay:
+class ValueGames:
     """Games that give one position each.
 
     A game is played by the first policy up to move U - 1, U uniform in 1 … latest; move U is a uniform legal one; then
@@ -92,7 +93,7 @@ class SelfPlay:
             moved(int(ended.sum()))
         return Outcomes(np.concatenate(planes), np.concatenate(results).astype(np.float32))
 
-    def _step(self, batch, times: np.ndarray, live: np.ndarray) -> None:
+    def _step(self, batch: GoBatch, times: np.ndarray, live: np.ndarray) -> None:
         """A move in every game."""
         number, actions = batch.n_moves + 1, batch.sample(self.rng)
         draw_moves(self.opening, batch, live & (number < times), actions)

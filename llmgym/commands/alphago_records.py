@@ -93,7 +93,7 @@ def run_rollout(words: list[str]) -> int:
     with Watch("rollout policy", options.config.epochs, SHOWN) as watch:
         fast = fit_rollout(data, unseen, options.config, rng, watch)
     rows = {"rollout policy": watch.records[-1], "uniform over candidates": score_uniform(unseen.candidates)}
-    results = {"moves": len(data.actions), "held_out_moves": len(unseen.actions), "rows": rows}
+    results: dict[str, Any] = {"moves": len(data.actions), "held_out_moves": len(unseen.actions), "rows": rows}
     results |= {"features": _learnt(fast)} | speeds(fast, GoMDP(**records.rules))
     with atomic_folder(out) as folder:
         fast.save(folder)

@@ -10,8 +10,8 @@ import tyro
 from safetensors.torch import save_file
 
 from llmgym.agents.alphago.nets import load_net, save_net
-from llmgym.agents.alphago.reinforce import Reinforce, ReinforceConfig, copied
-from llmgym.agents.alphago.value import Outcomes, SelfPlay, ValueConfig, all_values, error, fit_value, split
+from llmgym.agents.alphago.reinforce import PoolConfig, Reinforce, copied
+from llmgym.agents.alphago.value import Outcomes, ValueConfig, ValueGames, all_values, error, fit_value, split
 from llmgym.commands import report
 from llmgym.commands.alphago_plots import reinforce_picture, value_picture
 from llmgym.commands.alphago_stage import StageOptions, Watch, interval, percent, write_results
@@ -32,7 +32,7 @@ class ReinforceOptions:
     policy: str  # folder of the policy network to begin with
     baseline: str | None = None  # folder of a value network, in place of the mean result
     komi: float | None = None  # points White is given; None: as the policy was trained with
-    config: ReinforceConfig = field(default_factory=ReinforceConfig)
+    config: PoolConfig = field(default_factory=PoolConfig)
     stage: StageOptions = field(default_factory=StageOptions)
 
 
@@ -83,7 +83,7 @@ def run_value(words: list[str]) -> int:
     policy, mdp, rules = _policy(options.policy, options.komi, options.stage)
     opening = policy if options.opening is None else _same_planes(options.opening, mdp, options.stage)
     with Watch("games", c.games, {}) as watch:
-        data = SelfPlay(mdp, policy, opening, rng).play(c, watch.moved)
+        data = ValueGames(mdp, policy, opening, rng).play(c, watch.moved)
     train, unseen = split(data, options.held_out, rng)
     net = copied(policy, mdp, options.stage.seed)
     with Watch("value", c.epochs, {"loss": ".3f", "held_out_loss": ".3f"}) as watch:
