@@ -41,7 +41,7 @@ class DistillationOptions:
     problems: int = 400  # held-out problems of each look
     searched: int = 100  # held-out problems that are answered by search, before and after; 0: none
     max_new_tokens: int = 40  # budget of a text
-    mcts: str = '{"prompts": 16}'  # settings of MCTS as a JSON object; under the name of a task, those of it alone
+    mcts: str = "{}"  # settings of MCTS as a JSON object; under the name of a task, those of it alone
     grpo: str = '{"beta": 0.0, "countdown": {"learning_rate": 1e-4}}'  # settings of GRPO, likewise
     jobs: int = 1  # processes
     threads: int | None = 1  # CPU threads of torch in each; None leaves that to torch
