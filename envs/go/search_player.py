@@ -27,7 +27,7 @@ class SearchSettings:
     simulations: int = 1000  # of a move, all threads together
     seconds: float = 0.0  # of a move; above 0 it takes the place of simulations, and games do not repeat
     early: bool = True  # whether a search ends once what is left of it could not change the move
-    playouts: str = "heavy"  # heavy (atari, 3x3 patterns, no self-atari) or light
+    playouts: str = "heavy"  # heavy (atari, 3x3 patterns, vital points, self-atari only where it kills) or light
     rule: str = "rave"  # rave, uct or puct
     threads: int = 1  # each with a tree of its own
     c_uct: float = 0.0  # weight of the bonus for few visits; 0 leaves exploring to rave, which the others cannot
