@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
+from test_examples import load
 
+from llmgym.agents.alphago.player import AlphaGoSettings
 from llmgym.cli import main
+from llmgym.commands.alphago_match import MixOptions
+from llmgym.commands.alphago_records import PolicyOptions, RolloutOptions
+from llmgym.commands.alphago_selfplay import ReinforceOptions, ValueOptions
 from llmgym.commands.alphago_stage import Watch
+from llmgym.commands.options import parse
 from llmgym.envs.go.fast_policy import FEATURES, NEAR, FastPolicy
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.replay import new_game, record_of
@@ -185,3 +193,30 @@ def test_ctrl_c_ends_a_stage_after_its_step(capsys):
         with pytest.raises(KeyboardInterrupt):
             watch.moved(1)
     assert [record["loss"] for record in watch.records] == [1.0, 0.5] and "loss 0.5" in capsys.readouterr().err
+
+
+OPTIONS = {
+    "policy": PolicyOptions,
+    "reinforce": ReinforceOptions,
+    "value": ValueOptions,
+    "rollout": RolloutOptions,
+    "match": MixOptions,
+}
+
+
+def test_every_command_line_of_the_page_can_be_parsed():
+    page = (Path(__file__).parent.parent / "docs" / "alphago.md").read_text("utf-8")
+    lines = re.findall(r"^ *llmgym alphago (\w+) (.*)$", page, re.M)
+    assert {stage for stage, _ in lines} == set(STAGES)
+    for stage, words in lines:
+        parse(OPTIONS[stage], shlex.split(words), prog="llmgym", default=OPTIONS[stage](tyro.MISSING))
+    players = re.findall(r"\"(alphago:[^\"]+)\"", page)
+    assert len(players) >= 2 and all(AlphaGoSettings.parse(player).policy == "policy" for player in players)
+
+
+def test_the_example_goes_through_all_stages(tmp_path, capsys):
+    example = load("12_alphago.py")
+    few = {"records": 6, "simulations": 8, "epochs": 1, "updates": 1, "positions": 30, "games": 2}
+    scores = example.main(example.Config(out=tmp_path / "all", board_size=4, **few))
+    assert list(scores) == ["λ = 0", "λ = 0.5", "λ = 1"] and sum(scores.values()) == pytest.approx(1.5)
+    assert capsys.readouterr().out.count("$ llmgym") == 6

@@ -21,10 +21,10 @@ def curve_picture(records: Rows, path: str | Path, title: str, uniform: Mapping[
     _losses(left, records)
     left.axhline(uniform["held_out_loss"], color=GREY, ls=":", lw=1.2, label="uniform")
     left.legend(frameon=False, fontsize=8, labelcolor=GREY)
-    dress(left, "cross-entropy of the moves played, nats", "epoch")
+    _counted(left, "cross-entropy of the moves played, nats", "epoch")
     right.plot(x, [record["accuracy"] for record in records], "o-", color=GREEN, lw=1.6, ms=4)
     right.axhline(uniform["accuracy"], color=GREY, ls=":", lw=1.2)
-    dress(right, "first choice is the move played, held out", "epoch")
+    _counted(right, "first choice is the move played, held out", "epoch")
     share(right, high=max(0.6, 1.2 * max(record["accuracy"] for record in records)))
     save(figure, path)
 
@@ -36,7 +36,7 @@ def value_picture(records: Rows, constant: float, path: str | Path) -> None:
     axis.axhline(constant, color=GREY, ls=":", lw=1.2, label="constant")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=8, labelcolor=GREY)
-    dress(axis, "mean squared error of the result", "epoch")
+    _counted(axis, "mean squared error of the result", "epoch")
     save(figure, path)
 
 
@@ -48,11 +48,11 @@ def reinforce_picture(records: Rows, last: Mapping[str, Any], path: str | Path) 
     left.plot(x, y, ".", color=BLUE, alpha=0.35, ms=6, mew=0)
     left.plot(x, running_mean(y, 9), color=BLUE, lw=1.6)
     left.axhline(0, color=GREY, ls=":", lw=1.2)
-    dress(left, "mean result against the pool", "update")
+    _counted(left, "mean result against the pool", "update")
     matches = [(record["update"], record) for record in records if "score" in record] + [(len(y), last)]
     _points(right, [at for at, _ in matches], [match for _, match in matches], GREEN)
     right.axhline(0.5, color=GREY, ls=":", lw=1.2)
-    dress(right, "score against the first network, 95 %", "update")
+    _counted(right, "score against the first network, 95 %", "update")
     share(right)
     save(figure, path)
 
@@ -76,6 +76,14 @@ def match_picture(players: Rows, pairs: Rows, path: str | Path) -> None:
         dress(axis, title)
         share(axis)
     save(figure, path)
+
+
+def _counted(axis: Any, title: str, xlabel: str) -> None:
+    """`dress`, with whole numbers below."""
+    from matplotlib.ticker import MaxNLocator
+
+    dress(axis, title, xlabel)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _losses(axis: Any, records: Rows) -> None:
