@@ -75,11 +75,8 @@ def advantages(played: Played, baseline: Baseline | None) -> np.ndarray:
     """z less a baseline, float64 [n]: a value network's, or the mean result of the other games with that colour."""
     if baseline is not None:
         return played.results[played.games] - baseline(played.positions.planes)
-    of_games = group_advantages(
-        torch.from_numpy(played.results), torch.from_numpy(played.black.astype(int)),
-        normalize="none", baseline="leave_one_out",
-    )  # fmt: skip
-    return of_games.numpy()[played.games]
+    results, colours = torch.from_numpy(played.results), torch.from_numpy(played.black.astype(int))
+    return group_advantages(results, colours, normalize="none", baseline="leave_one_out").numpy()[played.games]
 
 
 def accumulate(policy: NetPolicy, played: Played, advantages: np.ndarray) -> float:
