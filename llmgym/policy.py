@@ -264,10 +264,10 @@ class LMPolicy:
             Scores as they are sampled from (temperature and mask applied), and values, None without a head.
         """
         shared = self.value_head is not None and self.value_model is None
-        wanted = {"tokens": tokens, "rows": rows, "places": places, "count": int(lengths.sum())}
-        logits, hidden = self._forward(self.decoder.forward, **wanted, logits=True, hidden=shared)
+        where = (tokens, rows, places, int(lengths.sum()))
+        logits, hidden = self._forward(self.decoder.forward, *where, logits=True, hidden=shared)
         if self.value_forward is not None:
-            hidden = self._forward(self.value_forward, **wanted, logits=False, hidden=True)[1]
+            hidden = self._forward(self.value_forward, *where, logits=False, hidden=True)[1]
         return self._sampled_from(logits, mask), None if hidden is None else self._value(hidden)
 
     def _read(self, batch: TextBatch, places: _Places) -> tuple[Tensor, Tensor | None]:

@@ -170,7 +170,7 @@ def _settings(options: DistillationOptions, task: str, method: str) -> dict[str,
 def _mdp(options: DistillationOptions, task: str) -> Any:
     from llmgym.text import TextMDP
 
-    settings = {"tokenizer": options.model, "max_new_tokens": options.max_new_tokens}
+    settings: dict[str, Any] = {"tokenizer": options.model, "max_new_tokens": options.max_new_tokens}
     return TextMDP(task, task_options=json_object(options.tasks)[task], **settings)
 
 

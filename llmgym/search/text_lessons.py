@@ -70,7 +70,8 @@ def lesson_losses(
         states: what the sums are divided by, the states of the whole minibatch.
     """
     at = _Reading(mdp, texts)
-    logits, values = policy.next_token(*(x.to(policy.device) for x in at.texts), at.masks(policy.device))
+    tokens, lengths, rows, places = (x.to(policy.device) for x in at.texts)
+    logits, values = policy.next_token(tokens, lengths, rows, places, at.masks(policy.device))
     place, token, candidate = at.tokens_of_candidates.to(policy.device)
     logp = logits.log_softmax(-1)[place, token]
     logp = logp.new_zeros(len(at.targets)).index_add(0, candidate, logp)
