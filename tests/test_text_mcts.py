@@ -23,7 +23,7 @@ from llmgym.intervals import student
 from llmgym.nets import NetPolicy
 from llmgym.oracle import Oracle
 from llmgym.search import Search, SearchOptions
-from llmgym.search.distillation_plots import Run, over_seeds
+from llmgym.search.distillation_plots import Run, distillation_picture, over_seeds
 from llmgym.search.prefix import PrefixReader
 from llmgym.search.text_candidates import block_of
 from llmgym.search.text_lessons import Lesson, Written, lesson_losses
@@ -276,6 +276,13 @@ def test_means_over_seeds_have_the_interval_of_student():
     assert over_seeds([0.5]) == (0.5, 0.0, 1.0)
     run = Run("GRPO", 0, (0, 11, 25), (0.1, 0.2, 0.3), {}, 1.0)
     assert [run.at(budget) for budget in (0, 10, 11, 24, 99)] == [0.1, 0.1, 0.2, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_picture_has_the_mean_of_several_seeds_or_the_one_there_is(seeds, tmp_path):
+    runs = [Run("GRPO", seed, (0, 10, 20), (0.1, 0.2 + 0.1 * seed, 0.4), {}, 1.0) for seed in range(seeds)]
+    distillation_picture({"copy": runs, "sort": runs}, [0, 10, 20], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def distillation_picture(runs: Mapping[str, Sequence[Run]], budgets: Sequence[float], path: str | Path) -> None:
-    """A panel a task: each seed thin, the mean thick with its interval; replaced in one step.
+    """A panel a task: each seed thin, the mean thick with its interval (of one seed, that); replaced in one step.
 
     Args:
         runs: by task.
@@ -65,10 +65,13 @@ def distillation_picture(runs: Mapping[str, Sequence[Run]], budgets: Sequence[fl
 
 
 def _lines(axis: Any, runs: Sequence[Run], budgets: Sequence[float], colour: str) -> None:
+    thick = {"color": colour, "lw": 1.8, "ms": 3, "label": runs[0].method}
+    if len(runs) == 1:  # no mean, no interval
+        axis.plot(np.array(runs[0].tokens) / 1000, runs[0].accuracy, "o-", **thick)
+        return
     for run in runs:
         axis.plot(np.array(run.tokens) / 1000, run.accuracy, color=colour, lw=0.7, alpha=0.4)
     mean, low, high = np.array([over_seeds([run.at(budget) for run in runs]) for budget in budgets]).T
     x = np.array(budgets) / 1000
-    axis.plot(x, mean, "o-", color=colour, lw=1.8, ms=3, label=runs[0].method)
-    if len(runs) > 1:
-        axis.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
+    axis.plot(x, mean, "o-", **thick)
+    axis.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
