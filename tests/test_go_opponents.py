@@ -215,7 +215,7 @@ def test_interrupts_are_no_failures():
 def test_opponents_that_are_none():
     for opponent in (None, 3, ["random"]):
         with pytest.raises(
-            ValueError, match='opponent must be "random", "light", "mcts", "alphazero", the command line of a GTP engine'
+            ValueError, match='opponent must be "random", "light", "mcts", "alphazero", the command line of a GTP'
         ):
             GoEnv(opponent=opponent)
     for opponent in ("rnadom", "  ", "gnugo 'x"):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from llmgym.agents import MCTS
-from llmgym.agents.net_player import NetSearcher, NetSettings
 from llmgym.commands.players import make_player
 from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.match import Entrant, Tally, draw_openings, play_match
 from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.net_player import NetSearcher, NetSettings
 from llmgym.envs.go.replay import new_game
 from llmgym.envs.go.rollout_search import RolloutSearch
 from llmgym.nets import NetPolicy

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmgym.agents.net_player import policy_folder, trained_with
 from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.trained import policy_folder, trained_with
 from llmgym.files import write_json
 from llmgym.nets import NetPolicy
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from llmgym.agents.alphago.nets import load_net
 from llmgym.agents.config import check_least, check_unit
-from llmgym.agents.net_player import parse_settings
 from llmgym.agents.planner import Planner
 from llmgym.envs.go.fast_policy import FastPolicy
 from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
+from llmgym.envs.go.settings import parse_settings
 from llmgym.envs.go.state import GoState
 from llmgym.nets import NetPolicy
 from llmgym.search import SearchOptions

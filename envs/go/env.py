@@ -90,7 +90,7 @@ class GoEnv(MDPEnv):
     - `"mcts"`: a search with playouts, 1,000 simulations a move; `"mcts:simulations=5000,threads=2"` sets its options,
       which are those of `SearchSettings` in `llmgym.envs.go.search_player`. Every row of the vector form has its own;
     - `"alphazero"`: a search with a network, for some sizes with one that llmgym brings; see `NetSettings` in
-      `llmgym.agents.net_player`;
+      `llmgym.envs.go.net_player`;
     - the command line of a GTP engine, such as
       `"gnugo --mode gtp --level 1 --chinese-rules --capture-all-dead --positional-superko"`, on square boards. It is
       told size, komi and position; its ko rule is for its command line to say. Each answer must be there within 60

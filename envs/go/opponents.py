@@ -247,7 +247,7 @@ def _opponent(opponent: Any) -> Opponent:
 
 
 def search_named(name: str) -> Opponent | None:
-    """A player that searches if it is named so: `mcts` with playouts, `alphazero` with a network; `mcts:option=value,…`.
+    """A player that searches, if it is named: `mcts` with playouts, `alphazero` with a network; `mcts:option=value,…`.
 
     Raises:
         ValueError: an option of it that there is not, or a value that it cannot have.
@@ -258,7 +258,7 @@ def search_named(name: str) -> Opponent | None:
 
         return SearchOpponent(SearchSettings.parse(name))
     if kind == "alphazero":
-        from llmgym.agents.net_player import NetSearcher, NetSettings  # loads torch
+        from llmgym.envs.go.net_player import NetSearcher, NetSettings  # loads torch
 
         return NetSearcher(NetSettings.parse(name))
     return None

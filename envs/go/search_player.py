@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.rollout_search import CANDIDATES, RolloutSearch
 from llmgym.envs.go.rules import check_number, check_whole
+from llmgym.envs.go.settings import parse_settings
 from llmgym.search import SearchOptions
 
 RULES = ("rave", "uct", "puct")
@@ -57,15 +58,7 @@ class SearchSettings:
         Raises:
             ValueError: an option that there is not, or a value that it cannot have.
         """
-        told: dict[str, Any] = {}
-        for word in name.partition(":")[2].split(",") if ":" in name else ():
-            option, _, value = (part.strip() for part in word.partition("="))
-            if option not in _READERS:
-                raise ValueError(f"mcts has no option {option!r}: choose {', '.join(_READERS)}")
-            if option in told:
-                raise ValueError(f"{option} of mcts is given twice in {name!r}")
-            told[option] = _read(option, value)
-        return cls(**told)
+        return parse_settings(cls, name)
 
 
 class SearchOpponent(Opponent):
@@ -125,15 +118,3 @@ def make_search(mdp: GoMDP, settings: SearchSettings) -> RolloutSearch:
     )
     shape = {"playouts": settings.playouts, "candidates": settings.candidates, "prior": settings.prior}
     return RolloutSearch(mdp, options, threads=settings.threads, **shape)  # type: ignore[arg-type]
-
-
-def _read(option: str, value: str) -> Any:
-    kind = _READERS[option]
-    try:
-        return {"True": True, "true": True, "False": False, "false": False}[value] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise ValueError(f"{option} of mcts must be {wanted}, got {value!r}") from None
-
-
-_READERS: dict[str, type] = {field.name: type(field.default) for field in fields(SearchSettings)}

@@ -38,7 +38,7 @@ class GTPOptions:
     ten times the points of the board.
     """
 
-    player: Player = "light"  # random, light, mcts, alphazero, alphago, a folder that an agent saved, or another GTP engine
+    player: Player = "light"  # random, light, mcts, alphazero, alphago, an agent's folder, or another GTP engine
     engine: EngineOptions = field(default_factory=EngineOptions)
     rules: RulesOptions = field(default_factory=RulesOptions)
 

@@ -13,6 +13,7 @@ from llmgym.envs.go.gtp_process import split_command
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPOpponent, Opponent, search_named
 from llmgym.envs.go.rules import GoRules
+from llmgym.envs.go.trained import policy_folder, trained_with
 
 Ko = Literal["simple", "positional", "situational"]
 CHOICES = "random, light, mcts, alphazero, alphago, a folder that an agent saved, or the command line of a GTP engine"
@@ -51,7 +52,7 @@ class PolicyPlayer(AgentOpponent):
     def __init__(self, folder: Path):
         from llmgym.nets import NetPolicy  # loads torch
 
-        self.folder, self.mdp = folder, _trained_on(folder)
+        self.folder, self.mdp = folder, GoMDP(**trained_with(folder))
         super().__init__(NetPolicy.load(folder, self.mdp))
 
     def check(self, mdp: GoMDP) -> None:
@@ -89,9 +90,8 @@ def make_player(name: str, timeout: float = 60.0) -> Opponent:
         return alphago_named(name)
     if (Path(name) / "rollout.json").is_file():
         return _rollout_player(name)
-    folder = _policy_folder(name) if name else None
-    if folder is not None:
-        return PolicyPlayer(folder)
+    if name.strip() and Path(name).is_dir():
+        return PolicyPlayer(policy_folder(name))
     if not name.strip() or shutil.which(split_command(name)[0]) is None:
         raise ValueError(f"unknown player {name!r}: choose {CHOICES}")
     return GTPOpponent(name, timeout)
@@ -116,20 +116,3 @@ def _short(name: str) -> str:
     if name.partition(":")[0] in ("mcts", "alphazero", "alphago"):
         return name.partition(":")[0]
     return name if Path(name).exists() or not name.strip() else Path(split_command(name)[0]).name
-
-
-def _policy_folder(name: str) -> Path | None:
-    """The folder of a policy, or that of the run that made it."""
-    for folder in (Path(name), Path(name) / "policy"):
-        if (folder / "policy.json").is_file():
-            return folder
-    if Path(name).is_dir():
-        raise ValueError(f"the folder {name!r} holds no policy for Go: policy.json is missing")
-    return None
-
-
-def _trained_on(folder: Path) -> GoMDP:
-    """Board and planes that a saved policy knows."""
-    from llmgym.agents.net_player import trained_with  # loads torch
-
-    return GoMDP(**trained_with(folder))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.rules import check_number, check_whole
-from llmgym.files import read_json
+from llmgym.envs.go.settings import parse_settings
+from llmgym.envs.go.trained import policy_folder, trained_with
 from llmgym.nets import NetPolicy
 from llmgym.search import Search, SearchOptions
 from llmgym.search.evaluators import NetEvaluator
 from llmgym.search.mixed import MixedEvaluator
 
-SHIPPED = Path(__file__).parent / "go_nets"
+SHIPPED = Path(__file__).parent / "nets"
 RULES = ("puct", "gumbel")
 _SLICE = 0.05  # seconds between two looks at the clock, about
 
@@ -157,57 +157,3 @@ class NetSearcher(Opponent):
             sides = f"{mdp.rules.rows}x{mdp.rules.cols}"
             raise ValueError(f"llmgym brings networks for {known}, none for {sides}: name one, alphazero:policy=DIR")
         return folder
-
-
-def policy_folder(name: str | Path) -> Path:
-    """The folder of a network, or that of the run that trained it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for folder in (Path(name), Path(name) / "policy"):
-        if (folder / "policy.json").is_file():
-            return folder
-    raise ValueError(f"the folder {str(name)!r} holds no policy for Go: policy.json is missing")
-
-
-def trained_with(folder: Path) -> dict[str, Any]:
-    """Arguments of `GoMDP` that a network was trained with; an environment that could not be described had defaults.
-
-    Raises:
-        ValueError: it was trained on something else.
-    """
-    file = folder / "agent.json"
-    saved: dict[str, Any] = read_json(file) if file.is_file() else {}
-    spec: dict[str, Any] = json.loads(saved["env"]) if saved.get("env") else {"id": "llmgym/Go-v0", "kwargs": {}}
-    if spec["id"] != "llmgym/Go-v0":
-        raise ValueError(f"the policy in {str(folder)!r} was trained on {spec['id']}, not on llmgym/Go-v0")
-    known = ("board_size", "komi", "ko", "suicide", "max_moves", "reward", "planes")
-    return {name: spec["kwargs"][name] for name in known if name in spec["kwargs"]}
-
-
-def parse_settings(cls: Any, name: str) -> Any:
-    """A dataclass of settings from `player:option=value,…`.
-
-    Raises:
-        ValueError: an option that there is not, or a value that it cannot have.
-    """
-    player, _, words = name.partition(":")
-    kinds = {field.name: type(field.default) for field in fields(cls)}
-    told: dict[str, Any] = {}
-    for word in words.split(",") if words else ():
-        option, _, value = (part.strip() for part in word.partition("="))
-        if option not in kinds:
-            raise ValueError(f"{player} has no option {option!r}: choose {', '.join(kinds)}")
-        if option in told:
-            raise ValueError(f"{option} of {player} is given twice in {name!r}")
-        told[option] = _read(player, option, value, kinds[option])
-    return cls(**told)
-
-
-def _read(player: str, option: str, value: str, kind: type) -> Any:
-    try:
-        return {"True": True, "true": True, "False": False, "false": False}[value] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise ValueError(f"{option} of {player} must be {wanted}, got {value!r}") from None

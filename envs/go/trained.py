@@ -1,0 +1,36 @@
+"""Networks of Go on disk: where they are, and what game they were trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmgym.files import read_json
+
+
+def policy_folder(name: str | Path) -> Path:
+    """The folder of a network, or that of the run that trained it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for folder in (Path(name), Path(name) / "policy"):
+        if (folder / "policy.json").is_file():
+            return folder
+    raise ValueError(f"the folder {str(name)!r} holds no policy for Go: policy.json is missing")
+
+
+def trained_with(folder: Path) -> dict[str, Any]:
+    """Arguments of `GoMDP` that a network was trained with; an environment that could not be described had defaults.
+
+    Raises:
+        ValueError: it was trained on something else.
+    """
+    file = folder / "agent.json"
+    saved: dict[str, Any] = read_json(file) if file.is_file() else {}
+    spec: dict[str, Any] = json.loads(saved["env"]) if saved.get("env") else {"id": "llmgym/Go-v0", "kwargs": {}}
+    if spec["id"] != "llmgym/Go-v0":
+        raise ValueError(f"the policy in {str(folder)!r} was trained on {spec['id']}, not on llmgym/Go-v0")
+    known = ("board_size", "komi", "ko", "suicide", "max_moves", "reward", "planes")
+    return {name: spec["kwargs"][name] for name in known if name in spec["kwargs"]}
