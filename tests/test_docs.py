@@ -14,7 +14,19 @@ from tyro import MISSING
 
 import llmgym.tasks
 from llmgym.agents import GRPO, PPO, REINFORCE
-from llmgym.commands import eval, gtp, label, match, pairs, rlhf, search_study, train, train_mcts, train_offline
+from llmgym.commands import (
+    distillation_study,
+    eval,
+    gtp,
+    label,
+    match,
+    pairs,
+    rlhf,
+    search_study,
+    train,
+    train_mcts,
+    train_offline,
+)
 from llmgym.commands.options import parse
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +98,7 @@ def test_the_map_names_every_page_and_every_example():
 
 
 _WORD = r"(?:\"[^\"]+\"|[\w/]+)"  # that names a player
-_NAMED = rf"train [\w-]+|eval|pairs|rlhf|label \S+\.jsonl|gtp(?: {_WORD})?|match {_WORD} {_WORD}"
+_NAMED = rf"train [\w-]+|eval|pairs|rlhf|\w+-study|label \S+\.jsonl|gtp(?: {_WORD})?|match {_WORD} {_WORD}"
 _COMMAND = rf"^ *(llmgym (?:{_NAMED})(?: +[-#](?!.*OPTIONS).*)?)$"
 
 
@@ -108,6 +120,9 @@ def test_every_command_line_can_be_parsed(command, tmp_path, monkeypatch):
         parse(rlhf.RLHFOptions, words[1:], prog="llmgym", default=rlhf.RLHFOptions(), prefixes=True)
     elif words[0] == "search-study":
         parse(search_study.StudyOptions, words[1:], prog="llmgym", default=search_study.StudyOptions())
+    elif words[0] == "distillation-study":
+        default = distillation_study.DistillationOptions()
+        parse(distillation_study.DistillationOptions, words[1:], prog="llmgym", default=default)
     elif words[0] == "gtp":
         parse(gtp.GTPOptions, words[1:], prog="llmgym", default=gtp.GTPOptions())
     elif words[0] == "match":
