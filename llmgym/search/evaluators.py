@@ -103,7 +103,7 @@ class NetEvaluator:
         """Take over what the policy has learnt; only a network in bfloat16 needs that."""
         net = self.policy.net if self.dtype == self.policy.dtype else copy.deepcopy(self.policy.net)
         # Weights of convolutions lie as they are read: else each pass copies them.
-        self.net: Any = fused(net.to(self.dtype, memory_format=torch.channels_last))
+        self.net: Any = fused(net.to(self.dtype, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def __call__(self, states: Sequence[Any]) -> LegalActions:
         """n states -> n proposals; the search refuses a state without a legal action."""
