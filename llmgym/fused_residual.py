@@ -40,7 +40,7 @@ class Convolution:
 
     def onto(self, x: Tensor, other: Tensor) -> Tensor:
         """The output on top of what is there."""
-        sums = ("add", 1.0, None, [], "")
+        sums: Any = ("add", 1.0, None, [], "")
         return torch.ops.mkldnn._convolution_pointwise.binary(x, other, self.weight, self.bias, *self.shape, *sums)
 
 
@@ -52,10 +52,11 @@ class FusedResNet:
     """
 
     def __init__(self, net: ResNet):
-        actor, critic = net.actor, net.critic
-        assert critic is not None
+        actor: Any = net.actor
+        critic: Any = net.critic
+        blocks: Any = net.blocks
         self.stem = Convolution(net.stem)
-        self.blocks = [(Convolution(block.first), Convolution(block.second)) for block in net.blocks]  # type: ignore
+        self.blocks = [(Convolution(block.first), Convolution(block.second)) for block in blocks]
         self.actor, self.critic = actor, critic
         self.points, self.board = Convolution(actor.seen), Convolution(critic.seen)
 
