@@ -90,8 +90,15 @@ def _searching(mdp: Any, name: str) -> Reply:
 
     if not isinstance(mdp, GoMDP):
         raise ValueError(f"the opponent {name!r} plays Go only")
-    player = SearchOpponent(replace(SearchSettings.parse(name), reuse=False))  # games side by side, one tree
-    return lambda state, rng: player.move(Game(mdp, state, (), state), rng)
+    # Games side by side have one tree between them, and are played to the end.
+    player = SearchOpponent(replace(SearchSettings.parse(name), reuse=False, resign=0.0))
+
+    def reply(state: Any, rng: np.random.Generator) -> int:
+        action = player.move(Game(mdp, state, (), state), rng)
+        assert action is not None
+        return action
+
+    return reply
 
 
 def two_play(mdp: MDP) -> bool:

@@ -100,7 +100,7 @@ def test_playouts_of_leaves_are_those_of_the_search():
     assert LeafPlayouts(mdp, 2)([over])[0] == mdp.outcome(over, over.to_play)
 
 
-@pytest.mark.parametrize("size", [5])
+@pytest.mark.parametrize("size", [5, 7, 9])
 def test_the_networks_that_llmgym_brings_are_strong(size):
     mdp = GoMDP(size, komi=0.5)
     entrants = [Entrant("net", make_player("alphazero:simulations=16")), Entrant("light", make_player("light"))]
