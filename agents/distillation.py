@@ -49,17 +49,17 @@ class Distillation:
             look, mdp = agent.evaluator.look, agent.mdp
             self._play = Workers(
                 [
-                    SelfPlay(mdp, self._planning(), look, n, how, np.random.default_rng(seed))
+                    SelfPlay(mdp, self._planning(int(seed)), look, n, how, np.random.default_rng(seed))
                     for n, seed in zip(shares, seeds, strict=True)
                 ]
             )
         return self._play
 
-    def _planning(self) -> Any:
-        """Who moves in self-play: the agent's own search, or a teacher."""
+    def _planning(self, seed: int) -> Any:
+        """Who moves in self-play: the agent's own search, or a teacher; `seed` is of playouts."""
         agent = self.agent
         if not agent.config.teacher:
-            return Search[Any](agent.mdp, agent.evaluator, agent.options)
+            return Search[Any](agent.mdp, agent.guide(seed), agent.options)
         from llmgym.agents.teacher import SearchSettings, Teacher  # compiled: loaded when it is needed
 
         return Teacher(agent.mdp, SearchSettings.parse(agent.config.teacher))
@@ -139,8 +139,9 @@ class Distillation:
 
     def _match(self) -> float:
         agent, c = self.agent, self.agent.config
-        rng = np.random.default_rng(0 if c.seed is None else c.seed)  # the same opponent every time
-        return strength(agent.mdp, agent.evaluator, agent.options, c.opponent, c.match_games, rng)
+        seed = 0 if c.seed is None else c.seed  # the same opponent every time
+        rng = np.random.default_rng(seed)
+        return strength(agent.mdp, agent.guide(seed), agent.options, c.opponent, c.match_games, rng)
 
     # Files.
 

@@ -27,6 +27,7 @@ from llmgym.agents.strength import check_opponent, check_teacher, two_play
 from llmgym.files import atomic_folder, write_json
 from llmgym.search import Result, SearchOptions
 from llmgym.search.evaluators import NetEvaluator, PlayoutEvaluator, UniformEvaluator
+from llmgym.search.mixed import MixedEvaluator
 from llmgym.search.proposals import Evaluate
 
 WITHOUT_NET = ("uniform", "random")
@@ -51,6 +52,8 @@ class MCTSConfig(LearnerConfig, SearchOptions):
     random_moves: int = 0  # most moves that a game begins with, uniform over legal ones, before the search plays
     opening_moves: int = 8  # of each game drawn from the visits instead of the best; Gumbel draws its own
     teacher: str = ""  # Go: "mcts:…", a search with playouts that plays in the network's place, for it to learn from
+    mix: float = 0.0  # Go: λ of the value (1 - λ) v + λ z of a leaf, v of the network, z of heavy playouts
+    playouts: int = 4  # Go: of each leaf, where mix is above 0
     resign: bool = False  # games are given up where that is wrong in 5 % at most; `best` must say what the winner gets
     to_the_end: float = 0.1  # share of games that are never given up: they tell where resigning would be wrong
     window: int = 50_000  # last positions that minibatches are drawn from
@@ -75,10 +78,10 @@ class MCTSConfig(LearnerConfig, SearchOptions):
             raise ValueError(f"discount must be above 0 (players give it its sign), got {self.discount}")
         if self.resign and self.best is None:
             raise ValueError("resign needs best, the return of a win (1.0 in Go), got best=None")
-        check_least(self, 1, "games", "workers", "moves", "window", "batch_size", "match_games")
+        check_least(self, 1, "games", "workers", "moves", "window", "batch_size", "match_games", "playouts")
         check_least(self, 0, "opening_moves", "random_moves", "value_weight", "weight_decay", "match_every")
         check_least(self, self.workers, "games")
-        check_unit(self, "to_the_end", "value_mix")
+        check_unit(self, "to_the_end", "value_mix", "mix")
         check_opponent(self.opponent)
         if self.teacher:
             check_teacher(self.teacher)
@@ -122,7 +125,7 @@ class MCTS(Learner):
         self.rng = np.random.default_rng(self.config.seed)
         self.policy: Any = policy
         self.evaluator = self._evaluator(policy, config)
-        self.planner = Planner(self.mdp, self.evaluator, self.options, self.config.reuse)
+        self.planner = Planner(self.mdp, self.guide(self.config.seed or 0), self.options, self.config.reuse)
         self._play_rng = np.random.default_rng(self.config.seed)  # predict leaves learning as it is
 
     # The four verbs.
@@ -225,6 +228,22 @@ class MCTS(Learner):
             rng: not needed.
         """
         return self.plan([state])[0].action
+
+    def guide(self, seed: int) -> Evaluate:
+        """What a search of the agent asks: its evaluator, with playouts of their own where the settings mix them in.
+
+        Args:
+            seed: of the playouts.
+
+        Raises:
+            ValueError: playouts where the game is not Go, or not played for its result.
+        """
+        c, mdp = self.config, self.mdp
+        if not c.mix:
+            return self.evaluator
+        from llmgym.envs.go.leaf_playouts import LeafPlayouts  # compiled: loaded when it is needed
+
+        return MixedEvaluator(self.evaluator, c.mix, playout=LeafPlayouts(mdp, c.playouts, seed=seed))
 
     def _choose(self, result: Result, deterministic: bool) -> Any:
         best = deterministic or self.options.rule == "gumbel"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.leaf_playouts import check_result
 from llmgym.envs.go.search_player import SearchSettings, make_search
 from llmgym.search import Result
 
@@ -19,14 +19,11 @@ class Teacher:
         settings: of the search.
 
     Raises:
-        ValueError: a reward that playouts do not know: theirs is the result.
+        ValueError: a game that is not Go, or whose reward is not the result.
     """
 
     def __init__(self, mdp: Any, settings: SearchSettings):
-        if not isinstance(mdp, GoMDP):
-            raise ValueError(f"a teacher {settings} plays Go only")
-        if mdp.reward_kind != "result" or mdp.capture_reward:
-            raise ValueError(f"a teacher plays for the result, the reward here is {mdp.reward_kind!r} or of captures")
+        check_result(mdp)
         self.settings, self._search = settings, make_search(mdp, settings)
         self.options = self._search.options
 

@@ -16,6 +16,7 @@ from llmgym.agents.policies import is_net, make_policy
 from llmgym.agents.text_distillation import TextDistillation
 from llmgym.agents.text_play import Asking, LenientText, RememberingEvaluator
 from llmgym.search import SearchOptions
+from llmgym.search.proposals import Evaluate
 from llmgym.text import TextState
 
 
@@ -86,6 +87,10 @@ class TextMCTS(MCTS):
             for row, result in zip(going, found, strict=True):
                 ends[row] = self.mdp.transition(ends[row], result.action)
         return ends
+
+    def guide(self, seed: int) -> Evaluate:
+        """Its evaluator: what it rolls out is the policy's own, by `rollouts`."""
+        return self.evaluator
 
     def _evaluator(self, policy: Any, given: dict[str, Any]) -> RememberingEvaluator:
         if is_net(policy) or (isinstance(policy, str) and policy in WITHOUT_NET):

@@ -252,8 +252,23 @@ def test_a_teacher_plays_in_the_networks_place():
     assert np.allclose(shares, shares.round(), atol=1e-4) and game.positions.policies.max(1).mean() > 0.3
     mixed = game.targets(0.25).returns
     assert np.allclose(mixed, 0.75 * game.positions.returns + 0.25 * game.values) and (game.values != 0).any()
-    with pytest.raises(ValueError, match="plays for the result, the reward here is 'margin'"):
+    with pytest.raises(ValueError, match="a game's result, the reward here is 'margin'"):
         MCTS("CnnPolicy", go(3, reward="margin"), **SMALL | {"teacher": teacher}).learn(total_timesteps=50)
+
+
+def test_playouts_are_mixed_into_the_values_of_leaves():
+    settings = {**SMALL, "mix": 1.0, "playouts": 8, "rule": "puct"}
+    agent = MCTS("CnnPolicy", go(3), **settings | {"simulations": 400})
+    state = agent.mdp.initial()
+    assert agent.plan([state])[0].action == 4  # playouts alone find the centre, whatever the network says
+    assert agent.guide(3)([state]).values != agent.guide(4)([state]).values
+    assert agent.guide(3)([state]).values == agent.guide(3)([state]).values
+    runs = [MCTS("CnnPolicy", go(3), **settings, workers=2).learn(total_timesteps=100) for _ in range(2)]
+    assert torch.equal(*(flat(one.policy.parameters()) for one in runs))
+    with pytest.raises(ValueError, match="the reward here is 'margin'"):
+        MCTS("CnnPolicy", go(3, reward="margin"), **settings)
+    with pytest.raises(ValueError, match="playouts are of Go, got the rules Noughts"):
+        MCTS("MlpPolicy", MDPEnv(Noughts()), **settings)
 
 
 def test_strength_is_measured_against_a_search_too():
@@ -371,6 +386,8 @@ def test_bad_input_is_one_sentence():
         ({"opponent": "mcts:force=3"}, "mcts has no option 'force'"),
         ({"resign": True}, "resign needs best"),
         ({"teacher": "gnugo"}, "teacher must be mcts or mcts:option=value,…, got 'gnugo'"),
+        ({"mix": 1.5}, "mix must be in"),
+        ({"playouts": 0}, "playouts must be at least 1"),
         ({"workers": 40}, "games must be at least 40, got 32"),
         ({"to_the_end": 1.5}, "to_the_end must be in"),
         ({"lora": 4}, "lora"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,13 @@ class LeafPlayouts:
         n: playouts of each state.
         heavy: see `llmgym.envs.go.heavy`; else light.
         seed: of the playouts.
+
+    Raises:
+        ValueError: a game that is not Go, or whose reward is not the result.
     """
 
     def __init__(self, mdp: GoMDP, n: int = 1, *, heavy: bool = True, seed: int = 0):
+        check_result(mdp)
         self.mdp, self.n, self.kind = mdp, n, HEAVY if heavy else LIGHT
         self.seed(seed)
 
@@ -39,6 +44,19 @@ class LeafPlayouts:
         values = np.empty(len(states))
         mean_results(ints, longs, float(self.mdp.rules.komi), self.kind, self.n, self._seed, values)
         return values
+
+
+def check_result(mdp: Any) -> None:
+    """Refuse rules whose returns are not the results that playouts give.
+
+    Raises:
+        ValueError: not Go, or a reward other than the result.
+    """
+    if not isinstance(mdp, GoMDP):
+        raise ValueError(f"playouts are of Go, got the rules {type(mdp).__name__}")
+    if mdp.reward_kind != "result" or mdp.capture_reward:
+        kind = repr(mdp.reward_kind) + (" and captures" if mdp.capture_reward else "")
+        raise ValueError(f"playouts are worth a game's result, the reward here is {kind}")
 
 
 @kernel
