@@ -238,12 +238,13 @@ class MCTS(Learner):
         Raises:
             ValueError: playouts where the game is not Go, or not played for its result.
         """
-        c, mdp = self.config, self.mdp
+        c, network = self.config, self.evaluator
         if not c.mix:
-            return self.evaluator
+            return network
         from llmgym.envs.go.leaf_playouts import LeafPlayouts  # compiled: loaded when it is needed
 
-        return MixedEvaluator(self.evaluator, c.mix, playout=LeafPlayouts(mdp, c.playouts, seed=seed))
+        playouts = LeafPlayouts(self.mdp, c.playouts, seed=seed)
+        return MixedEvaluator(network, c.mix, playout=playouts)  # type: ignore[arg-type]
 
     def _choose(self, result: Result, deterministic: bool) -> Any:
         best = deterministic or self.options.rule == "gumbel"

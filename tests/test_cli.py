@@ -235,10 +235,10 @@ def bad(tmp_path, monkeypatch):
 
 
 BAD_INPUT = {
-    "": "a command is missing: choose train, eval, pairs, label, rlhf, search-study, gtp, match or alphago",
-    "fly": "unknown command 'fly': choose train, eval, pairs, label, rlhf, search-study, gtp, match or alphago",
-    "train": "choose grpo, ppo, reinforce, sft, dpo or reward-model",
-    "train ppo9": "unknown agent 'ppo9': choose grpo, ppo, reinforce, sft, dpo or reward-model",
+    "": "a command is missing: choose train, eval, pairs, label, rlhf, search-study, distillation-study, gtp, match or alphago",
+    "fly": "unknown command 'fly': choose train, eval, pairs, label, rlhf, search-study, distillation-study, gtp, match or alphago",
+    "train": "choose grpo, ppo, reinforce, mcts, sft, dpo or reward-model",
+    "train ppo9": "unknown agent 'ppo9': choose grpo, ppo, reinforce, mcts, sft, dpo or reward-model",
     "train grpo --task nope": "unknown task 'nope': choose one of arithmetic",
     "train grpo --env nope": "unknown env 'nope': choose token, block, sequence",
     "train grpo --env CartPole-v1": "CartPole-v1",
