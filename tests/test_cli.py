@@ -234,9 +234,12 @@ def bad(tmp_path, monkeypatch):
     return tmp_path
 
 
+COMMANDS = (
+    "choose train, eval, pairs, label, rlhf, search-study, distillation-study, gtp, match or alphago (llmgym --help)"
+)
 BAD_INPUT = {
-    "": "a command is missing: choose train, eval, pairs, label, rlhf, search-study, distillation-study, gtp, match or alphago",
-    "fly": "unknown command 'fly': choose train, eval, pairs, label, rlhf, search-study, distillation-study, gtp, match or alphago",
+    "": f"a command is missing: {COMMANDS}",
+    "fly": f"unknown command 'fly': {COMMANDS}",
     "train": "choose grpo, ppo, reinforce, mcts, sft, dpo or reward-model",
     "train ppo9": "unknown agent 'ppo9': choose grpo, ppo, reinforce, mcts, sft, dpo or reward-model",
     "train grpo --task nope": "unknown task 'nope': choose one of arithmetic",
