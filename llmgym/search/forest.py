@@ -104,11 +104,11 @@ class Forest:
 
     def step(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """States at the ends of edges, int64 [5, n]: rewards float64 [n], and which are terminal, bool [n]."""
-        befores, actions = found[2], found[3]
-        return self.store.step(befores, self._actions(*found[2:]) if self.kept else actions)
+        numbers, actions = found[2], found[3]
+        return self.store.step(numbers, self._actions(*found[2:]) if self.kept else actions)
 
-    def _actions(self, befores: np.ndarray, actions: np.ndarray, places: np.ndarray) -> list[Any]:
-        ways = zip(befores.tolist(), actions.tolist(), places.tolist(), strict=True)
+    def _actions(self, numbers: np.ndarray, actions: np.ndarray, places: np.ndarray) -> list[Any]:
+        ways = zip(numbers.tolist(), actions.tolist(), places.tolist(), strict=True)
         return [self.kept[state][place] if state in self.kept else action for state, action, place in ways]
 
     def grow(
