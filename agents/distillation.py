@@ -36,7 +36,7 @@ class Distillation:
         self.strength = float("nan")
         self.resignation = Resignation()
         self._play: Workers | None = None
-        self._permutations = board_symmetries(agent) if agent.config.symmetries else None
+        self._turns = board_turns(agent) if agent.config.symmetries else None
 
     @property
     def play(self) -> Workers:
@@ -107,12 +107,12 @@ class Distillation:
 
     def _drawn(self, size: int) -> Positions:
         """A minibatch; of Go, each position under a symmetry of its own."""
-        batch, rng = self.window.sample(size, self.agent.rng), self.agent.rng
-        if self._permutations is None:
+        batch = self.window.sample(size, self.agent.rng)
+        if self._turns is None:
             return batch
         from llmgym.envs.go.symmetry import turned_actions, turned_planes
 
-        which = self._permutations[rng.integers(len(self._permutations), size=size)]
+        which = self._turns.draw(size)
         planes = batch.observations.reshape(size, *self.agent.mdp.observation_space.shape)
         turned = turned_planes(planes, which).reshape(batch.observations.shape)
         return Positions(
@@ -170,12 +170,12 @@ def mean(numbers: list[Any]) -> float:
     return float(np.mean(numbers)) if numbers else float("nan")
 
 
-def board_symmetries(agent: Any) -> np.ndarray | None:
-    """Permutations of actions under which the game stays the same, int64 [S, points + 1]; None where it is not Go."""
+def board_turns(agent: Any) -> Any:
+    """Draws symmetries under which the game stays the same, by the agent's generator; None where it is not Go."""
     from llmgym.envs.go.mdp import GoMDP  # compiled rules are loaded when they are needed
 
     if not isinstance(agent.mdp, GoMDP):
         return None
-    from llmgym.envs.go.symmetry import symmetries
+    from llmgym.envs.go.symmetry import Turns
 
-    return symmetries(agent.mdp.rules.rows, agent.mdp.rules.cols)
+    return Turns(agent.mdp.rules.rows, agent.mdp.rules.cols, agent.rng)

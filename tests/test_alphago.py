@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from llmgym.agents.alphago.descent import Turns
 from llmgym.agents.alphago.games import duel
 from llmgym.agents.alphago.nets import load_net, save_net
 from llmgym.agents.alphago.player import AlphaGoPlayer, AlphaGoSettings, FastPlayouts
@@ -30,6 +29,7 @@ from llmgym.envs.go.opponents import Game
 from llmgym.envs.go.record import VOID
 from llmgym.envs.go.replay import new_game, record_of
 from llmgym.envs.go.sgf import save_sgf
+from llmgym.envs.go.symmetry import Turns
 from llmgym.nets import NetPolicy
 from llmgym.search import Proposals
 from llmgym.search.evaluators import NetEvaluator

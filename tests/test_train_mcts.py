@@ -64,8 +64,8 @@ def test_the_same_seed_gives_the_same_run(tmp_path):
     [
         (("--blocks", "0"), "blocks must be above 0, got 0"),
         (("--komi", "much"), "--komi"),
-        (("--resume", "nowhere"), "'nowhere' is no folder that an agent saved"),
-        (("--init", "nowhere"), "'nowhere' is no folder that a NetPolicy was saved in"),
+        (("--resume", "nowhere"), "the folder 'nowhere' holds no policy for Go: policy.json is missing"),
+        (("--init", "nowhere"), "the folder 'nowhere' holds no policy for Go: policy.json is missing"),
         (("--opponent", "strong"), "opponent must be light, random or mcts:…, got 'strong'"),
         (("--planes", "colour", "smell"), "planes must be some of stones"),
         (("--board-size", "40"), "board_size"),

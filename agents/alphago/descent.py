@@ -1,4 +1,4 @@
-"""What the stages that fit something share: minibatches, symmetries, AdamW with a rate that falls to 0."""
+"""What the stages that fit something share: minibatches, AdamW with a rate that falls to 0."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-from llmgym.envs.go.symmetry import symmetries
 
 Tell = Callable[[dict[str, float]], bool | None]  # is told the metrics of a step; False ends the stage
 ROWS_AT_ONCE = 1024  # positions in one forward pass without gradients
@@ -55,19 +53,3 @@ def minibatches(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndar
     """All of n rows once, in random order."""
     order = rng.permutation(n)
     return (order[start : start + size] for start in range(0, n, size))
-
-
-class Turns:
-    """Draws symmetries of a board.
-
-    Args:
-        rows, cols: of the board.
-        rng: of the draws.
-    """
-
-    def __init__(self, rows: int, cols: int, rng: np.random.Generator):
-        self._permutations, self._rng = symmetries(rows, cols), rng
-
-    def draw(self, n: int) -> np.ndarray:
-        """A permutation of the actions for each of n positions, int64 [n, points + 1]."""
-        return self._permutations[self._rng.integers(len(self._permutations), size=n)]

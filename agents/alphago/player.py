@@ -15,8 +15,9 @@ from llmgym.envs.go.fast_policy import FastPolicy
 from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
-from llmgym.envs.go.settings import parse_settings
+from llmgym.envs.go.settings import Settings
 from llmgym.envs.go.state import GoState
+from llmgym.envs.go.trained import check_board
 from llmgym.nets import NetPolicy
 from llmgym.search import SearchOptions
 from llmgym.search.evaluators import NetEvaluator
@@ -27,7 +28,7 @@ BY_RULES = (LIGHT, "heavy")
 
 
 @dataclass(frozen=True)
-class AlphaGoSettings:
+class AlphaGoSettings(Settings):
     """How an `AlphaGoPlayer` searches; on the command line `alphago:policy=DIR,value=DIR,rollout=DIR,mix=0.5`.
 
     Raises:
@@ -54,15 +55,6 @@ class AlphaGoSettings:
             raise ValueError("alphago needs policy=DIR, the folder of a policy network")
         if self.mix < 1 and not self.value:
             raise ValueError(f"alphago with mix={self.mix:g} needs value=DIR, the folder of a value network")
-
-    @classmethod
-    def parse(cls, name: str) -> AlphaGoSettings:
-        """The settings in `alphago:option=value,…`.
-
-        Raises:
-            ValueError: an option that there is not, or a value that it cannot have.
-        """
-        return parse_settings(cls, name)
 
 
 class AlphaGoPlayer(Opponent):
@@ -95,9 +87,7 @@ class AlphaGoPlayer(Opponent):
     def check(self, mdp: GoMDP) -> None:
         """It plays on the board that its networks were trained on, and with the komi of its value network."""
         own, asked = self.mdp.rules, mdp.rules
-        if own.board_size != asked.board_size:
-            sizes = f"{own.rows}x{own.cols} and cannot play on {asked.rows}x{asked.cols}"
-            raise ValueError(f"the policy in {self.settings.policy!r} was trained on {sizes}")
+        check_board(self.settings.policy, own, asked)
         if self.value is not None and own.komi != asked.komi:
             komi = f"komi {own.komi:g} and cannot judge a game with komi {asked.komi:g}"
             raise ValueError(f"the value network in {self.settings.value!r} was trained with {komi}")

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmgym.agents.alphago.descent import ROWS_AT_ONCE, Descent, Tell, Turns, minibatches
+from llmgym.agents.alphago.descent import ROWS_AT_ONCE, Descent, Tell, minibatches
 from llmgym.agents.alphago.records import Moves
 from llmgym.agents.config import check_above_zero, check_least
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.symmetry import turned_actions, turned_planes
+from llmgym.envs.go.symmetry import Turns, turned_actions, turned_planes
 from llmgym.nets import NetPolicy
 from llmgym.search.evaluators import network_input
 from llmgym.search.losses import policy_loss
@@ -71,7 +71,8 @@ def fit_policy(
     """Minimise the cross-entropy of moves; `tell` is called after every epoch with what is held out."""
     steps = config.epochs * math.ceil(len(train.actions) / config.batch_size)
     descent = Descent(policy.parameters(), config.learning_rate, steps, config.weight_decay)
-    turns = Turns(*train.planes.shape[2:], rng)  # type: ignore[call-arg]
+    rows, cols = train.planes.shape[2:]
+    turns = Turns(rows, cols, rng)
     for epoch in range(1, config.epochs + 1):
         losses = [
             descent.step(move_loss(policy, turned(rows_of(train, rows), turns.draw(len(rows)))))

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmgym.agents.alphago.descent import ROWS_AT_ONCE, Descent, Tell, Turns, minibatches
+from llmgym.agents.alphago.descent import ROWS_AT_ONCE, Descent, Tell, minibatches
 from llmgym.agents.alphago.games import draw_moves, new_batch
 from llmgym.agents.config import check_above_zero, check_least
 from llmgym.envs.go.batch import GoBatch
 from llmgym.envs.go.mdp import GoMDP
-from llmgym.envs.go.symmetry import turned_planes
+from llmgym.envs.go.symmetry import Turns, turned_planes
 from llmgym.nets import NetPolicy
 from llmgym.search.evaluators import network_input
 from llmgym.search.losses import return_loss
@@ -118,7 +118,8 @@ def fit_value(
     descent = Descent(
         net.parameters(), config.learning_rate, config.epochs * math.ceil(n / config.batch_size), config.weight_decay
     )
-    turns = Turns(*train.planes.shape[2:], rng)  # type: ignore[call-arg]
+    rows, cols = train.planes.shape[2:]
+    turns = Turns(rows, cols, rng)
     for epoch in range(1, config.epochs + 1):
         losses = []
         for rows in minibatches(n, config.batch_size, rng):

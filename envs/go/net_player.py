@@ -13,8 +13,8 @@ from llmgym.envs.go.leaf_playouts import LeafPlayouts
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.rules import check_number, check_whole
-from llmgym.envs.go.settings import parse_settings
-from llmgym.envs.go.trained import policy_folder, trained_with
+from llmgym.envs.go.settings import Settings
+from llmgym.envs.go.trained import check_board, policy_folder, trained_with
 from llmgym.nets import NetPolicy
 from llmgym.search import Search, SearchOptions
 from llmgym.search.evaluators import NetEvaluator
@@ -26,7 +26,7 @@ _SLICE = 0.05  # seconds between two looks at the clock, about
 
 
 @dataclass(frozen=True)
-class NetSettings:
+class NetSettings(Settings):
     """How a `NetSearcher` plays; on the command line `alphazero:policy=runs/five,simulations=400`.
 
     Raises:
@@ -58,15 +58,6 @@ class NetSettings:
         if self.seconds and self.rule != "puct":
             raise ValueError(f"seconds need rule=puct, which can go on with a tree, got {self.rule!r}")
 
-    @classmethod
-    def parse(cls, name: str) -> NetSettings:
-        """The settings in `alphazero:option=value,…`.
-
-        Raises:
-            ValueError: an option that there is not, or a value that it cannot have.
-        """
-        return parse_settings(cls, name)
-
 
 class NetSearcher(Opponent):
     """PUCT or Gumbel search with a network's priors and values; it plays the most visited move, or a proven win.
@@ -94,11 +85,7 @@ class NetSearcher(Opponent):
             ValueError: another board, or none of the networks that llmgym brings is for this one.
         """
         folder = self._folder(mdp)
-        told = trained_with(folder)
-        own, asked = GoMDP(**told).rules, mdp.rules
-        if (own.rows, own.cols) != (asked.rows, asked.cols):
-            sizes = f"{own.rows}x{own.cols} and cannot play on {asked.rows}x{asked.cols}"
-            raise ValueError(f"the network in {str(folder)!r} was trained on {sizes}")
+        check_board(folder, GoMDP(**trained_with(folder)).rules, mdp.rules)
 
     def start(self, game: Game) -> None:
         """Get the network ready."""

@@ -11,14 +11,14 @@ from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.rollout_search import CANDIDATES, RolloutSearch
 from llmgym.envs.go.rules import check_number, check_whole
-from llmgym.envs.go.settings import parse_settings
+from llmgym.envs.go.settings import Settings
 from llmgym.search import SearchOptions
 
 RULES = ("rave", "uct", "puct")
 
 
 @dataclass(frozen=True)
-class SearchSettings:
+class SearchSettings(Settings):
     """How a `SearchOpponent` searches; on the command line `mcts:simulations=5000,threads=2`.
 
     Raises:
@@ -50,15 +50,6 @@ class SearchSettings:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.resign < 1:
             raise ValueError(f"resign must be in [0, 1), got {self.resign}")
-
-    @classmethod
-    def parse(cls, name: str) -> SearchSettings:
-        """The settings in `mcts:option=value,…`.
-
-        Raises:
-            ValueError: an option that there is not, or a value that it cannot have.
-        """
-        return parse_settings(cls, name)
 
 
 class SearchOpponent(Opponent):

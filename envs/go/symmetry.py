@@ -34,3 +34,19 @@ def turned_planes(planes: np.ndarray, permutations: np.ndarray) -> np.ndarray:
     """Images of planes [n, C, rows, cols], each under a permutation of its own, int64 [n, points + 1]."""
     flat = planes.reshape(*planes.shape[:2], -1)
     return np.take_along_axis(flat, permutations[:, None, :-1], 2).reshape(planes.shape)
+
+
+class Turns:
+    """Draws symmetries of a board.
+
+    Args:
+        rows, cols: of the board.
+        rng: of the draws.
+    """
+
+    def __init__(self, rows: int, cols: int, rng: np.random.Generator):
+        self._permutations, self._rng = symmetries(rows, cols), rng
+
+    def draw(self, n: int) -> np.ndarray:
+        """A permutation of the actions for each of n positions, int64 [n, points + 1]."""
+        return self._permutations[self._rng.integers(len(self._permutations), size=n)]

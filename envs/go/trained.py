@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmgym.envs.go.rules import GoRules
 from llmgym.files import read_json
 
 
@@ -34,3 +35,14 @@ def trained_with(folder: Path) -> dict[str, Any]:
         raise ValueError(f"the policy in {str(folder)!r} was trained on {spec['id']}, not on llmgym/Go-v0")
     known = ("board_size", "komi", "ko", "suicide", "max_moves", "reward", "planes")
     return {name: spec["kwargs"][name] for name in known if name in spec["kwargs"]}
+
+
+def check_board(folder: str | Path, own: GoRules, asked: GoRules) -> None:
+    """Refuse a board other than the one that a network was trained on.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if (own.rows, own.cols) != (asked.rows, asked.cols):
+        sizes = f"{own.rows}x{own.cols} and cannot play on {asked.rows}x{asked.cols}"
+        raise ValueError(f"the policy in {str(folder)!r} was trained on {sizes}")

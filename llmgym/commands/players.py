@@ -13,7 +13,7 @@ from llmgym.envs.go.gtp_process import split_command
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.opponents import AgentOpponent, FunctionOpponent, Game, GTPOpponent, Opponent, search_named
 from llmgym.envs.go.rules import GoRules
-from llmgym.envs.go.trained import policy_folder, trained_with
+from llmgym.envs.go.trained import check_board, policy_folder, trained_with
 
 Ko = Literal["simple", "positional", "situational"]
 CHOICES = "random, light, mcts, alphazero, alphago, a folder that an agent saved, or the command line of a GTP engine"
@@ -57,10 +57,7 @@ class PolicyPlayer(AgentOpponent):
 
     def check(self, mdp: GoMDP) -> None:
         """It plays on the board that it was trained on."""
-        own, asked = self.mdp.rules, mdp.rules
-        if own.board_size != asked.board_size:
-            sizes = f"{own.rows}x{own.cols} and cannot play on {asked.rows}x{asked.cols}"
-            raise ValueError(f"the policy in {str(self.folder)!r} was trained on {sizes}")
+        check_board(self.folder, self.mdp.rules, mdp.rules)
 
     def start(self, game: Game) -> None:
         """Nothing to prepare."""

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -17,6 +16,7 @@ from llmgym.agents.metrics import Metrics
 from llmgym.commands import report
 from llmgym.commands.interrupts import CtrlC
 from llmgym.commands.options import check_positive, parse, plain_warnings, prepare
+from llmgym.envs.go.trained import policy_folder, trained_with
 from llmgym.nets import NetPolicy
 from llmgym.runs import RunFolder, check_free, default_path
 from llmgym.self_play_plots import self_play_picture
@@ -108,32 +108,27 @@ def run(name: str, words: list[str]) -> int:
         return 130 if _train(agent, folder, options) else 0
 
 
-def policy_of_run(name: str | Path) -> Path:
-    """The folder of the agent that a run folder holds, or the folder itself."""
-    inside = Path(name) / "policy"
-    return inside if (inside / "agent.json").is_file() else Path(name)
-
-
 def _agent(options: TrainOptions) -> MCTS:
     """The agent that is to learn: a new one, or the one to go on from."""
     env = options.board.make()
     if options.run.resume is not None:
-        return MCTS.load(policy_of_run(options.run.resume), env, **asdict(options.agent))
+        return MCTS.load(policy_folder(options.run.resume), env, **asdict(options.agent))
     c, net = options.agent, options.net
     named: dict[str, Any] = {"device": c.device, "dtype": c.dtype, "seed": c.seed}
     policy = NetPolicy("ResNetPolicy", env, hidden=(net.channels,) * net.blocks, **named)
     if net.init is not None:
-        policy.load_weights(policy_of_run(net.init), any_size=True)
+        policy.load_weights(policy_folder(net.init), any_size=True)
     return MCTS(policy, env, **asdict(c))
 
 
 def _saved(name: str, default: TrainOptions) -> TrainOptions:
     """Settings of the agent that a run folder holds."""
-    saved = described(policy_of_run(name), "MCTS")
+    folder = policy_folder(name)
+    saved = described(folder, "MCTS")
     known = {f.name for f in dataclasses.fields(MCTSConfig)}
     agent = MCTSConfig(**{key: value for key, value in saved["config"].items() if key in known})
-    spec = gym.envs.registration.EnvSpec.from_json(saved["env"])
-    board = {f.name: spec.kwargs[f.name] for f in dataclasses.fields(BoardOptions) if f.name in spec.kwargs}
+    told = trained_with(folder)
+    board = {f.name: told[f.name] for f in dataclasses.fields(BoardOptions) if f.name in told}
     board["planes"] = tuple(board.get("planes", default.board.planes))
     return replace(default, agent=agent, board=BoardOptions(**board))
 
