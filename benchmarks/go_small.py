@@ -41,7 +41,7 @@ T_95 = {49: 2.010, 59: 2.001, 99: 1.984}  # by degrees of freedom; 1.96 for othe
 class Config:
     """What to play."""
 
-    player: str = "alphazero:simulations=400"
+    player: str = "alphazero:simulations=400,early=false,reuse=false"
     opponent: str = GNU_GO
     size: int = 5
     komi: float = 0.5

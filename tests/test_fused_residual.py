@@ -25,9 +25,10 @@ def policy(size, **named):
 
 
 @pytest.mark.skipif(not BFLOAT16, reason="this processor has no bfloat16")
-@pytest.mark.parametrize("size", [3, 9, (4, 5)])
-def test_outputs_are_those_of_the_network(size):
-    net = policy(size).net
+@pytest.mark.parametrize(("size", "width"), [(3, 16), (9, 48), ((4, 5), 32)])
+def test_outputs_are_those_of_the_network(size, width):
+    """Whatever the width: channels of zeros fill it up."""
+    net = policy(size, hidden=(width, width)).net
     plain = copy.deepcopy(net).to(torch.bfloat16, memory_format=torch.channels_last)
     quick, rows = fused(plain), plain.stem.weight.shape[1]
     assert isinstance(quick, FusedResNet)

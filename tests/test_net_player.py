@@ -66,9 +66,50 @@ def test_thinking_time_ends_and_moves_are_legal(untrained):
 def test_the_same_move_again_and_in_a_copy(untrained):
     mdp, rng = GoMDP(3, komi=0.5), np.random.default_rng(0)
     for rule in ("puct", "gumbel"):
-        one = player(untrained, rule=rule, simulations=30)
+        one = player(untrained, rule=rule, simulations=30, reuse=False)
         two = pickle.loads(pickle.dumps(one))
         assert len({who.move(game_at(mdp, 4), rng) for who in (one, one, two)}) == 1
+
+
+def test_the_tree_is_kept_between_moves(untrained):
+    """What is known below the move and its answer counts on; a game elsewhere, a new one, or reuse=False begins anew."""
+    mdp, rng = GoMDP(3, komi=0.5), np.random.default_rng(0)
+    kept, anew = (player(untrained, simulations=400, early=False, reuse=reuse) for reuse in (True, False))
+    for who in (kept, anew):
+        who.start(game_at(mdp))
+        first = who.move(game_at(mdp), rng)
+        answer = next(action for action in range(9) if action != first)
+        who.move(game_at(mdp, first, answer), rng)
+    carried = kept._search.forest.root_visits()[0]
+    assert carried > 400 == anew._search.forest.root_visits()[0]
+    kept.move(game_at(mdp, 0, 8), rng)
+    assert kept._search.forest.root_visits()[0] == 400
+    kept.start(game_at(mdp))
+    kept.move(game_at(mdp, 0, 8), rng)
+    assert kept._search.forest.root_visits()[0] == 400
+    kept.move(game_at(mdp, 0, 8), rng)  # asked again: it goes on
+    assert kept._search.forest.root_visits()[0] == 800
+
+
+def test_a_search_ends_where_the_rest_could_not_change_the_move(untrained):
+    mdp, rng, ended = GoMDP(3, komi=0.5), np.random.default_rng(0), 0
+    for moves in ((), (4,), (4, 8), (4, 8, 5)):
+        whole, early = (player(untrained, simulations=400, leaves=1, early=early) for early in (False, True))
+        assert whole.move(game_at(mdp, *moves), rng) == early.move(game_at(mdp, *moves), rng)
+        spent = [who._search.forest.root_visits()[0] for who in (whole, early)]
+        assert spent[1] <= spent[0] <= 401
+        ended += spent[1] < spent[0]
+    assert ended > 0
+
+
+def test_it_resigns_where_it_is_lost(untrained):
+    """3x3 is Black's: White, whose moves all lose, gives up once the search has seen it, and not without `resign`."""
+    mdp, rng = GoMDP(3, komi=0.5), np.random.default_rng(0)
+    lost = game_at(mdp, 4, 1, 3, 9, 5)  # White has one stone that cannot live
+    assert player(untrained, simulations=2000, resign=0.05, mix=1.0).move(lost, rng) is None
+    assert player(untrained, simulations=2000, mix=1.0).move(lost, rng) is not None
+    with pytest.raises(ValueError, match="resign must be 0 for a network that has learnt margins, got 0.1"):
+        player(untrained, "margin", resign=0.1).check(mdp)
 
 
 def test_leaves_are_worth_a_mix_of_network_and_playouts(untrained):
@@ -118,6 +159,7 @@ def test_what_it_refuses(untrained, tmp_path):
         "alphazero:rule=gumbel,seconds=1": "seconds need rule=puct",
         "alphazero:mix=2": r"mix must be in \[0, 1\], got 2.0",
         "alphazero:bfloat16=maybe": "bfloat16 of alphazero must be true or false, got 'maybe'",
+        "alphazero:resign=1": r"resign must be in \[0, 1\), got 1.0",
         "alphazero:seconds=-1": "seconds must be at least 0, got -1.0",
         f"alphazero:policy={tmp_path}": "holds no policy for Go: policy.json is missing",
     }.items():

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from llmgym.envs.go.bias import WEIGHTS
+from llmgym.envs.go.following import moves_between
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.rollouts import HEAVY, LIGHT, STATIC, search
 from llmgym.envs.go.rules import check_whole
@@ -141,9 +142,7 @@ class RolloutSearch:
             return False
         if not np.isnan(self.nodes["exact"][:, ROOT]).all():
             return True
-        result = self._result()
-        others = np.delete(result.visits, result.index)
-        return bool(result.visits[result.index] - others.max(initial=0) > left)
+        return self._result().decided(left)
 
     def _simulate(self, state: GoState, simulations: int) -> None:
         """Grow all trees, each on its thread."""
@@ -169,34 +168,12 @@ class RolloutSearch:
 
     def _follow(self, state: GoState) -> None:
         """Move the roots along the moves that lead from the last state to this one, or begin anew."""
-        moves, self._root = self._moves_to(state), state
+        moves, self._root = moves_between(self.mdp, self._root, state, self._root_actions()), state
         for action in moves or ():
             for tree in range(self.threads):
                 self._move_root(tree, action)
         if moves is None:
             self.counts[:] = 0
-
-    def _moves_to(self, state: GoState) -> list[int] | None:
-        """One or two moves from the last root to this state; None if there is no such way."""
-        root, last = self._root, state.last_action
-        if root is None or last is None:
-            return None if root is None or root != state else []
-        if root == state:
-            return []
-        if state.n_moves == root.n_moves + 1 and self._leads(root, [last], state):
-            return [last]
-        if state.n_moves == root.n_moves + 2:
-            for action in self._root_actions():
-                if self._leads(root, [action, last], state):
-                    return [action, last]
-        return None
-
-    def _leads(self, root: GoState, actions: list[int], state: GoState) -> bool:
-        for action in actions:
-            if self.mdp.terminal(root) or not self.mdp.mask(root)[action]:
-                return False
-            root = self.mdp.transition(root, action)
-        return root == state
 
     def _root_actions(self) -> list[int]:
         """Candidates of the root, the most visited first."""

@@ -37,6 +37,11 @@ class Result:
         """The action to play."""
         return self.actions[self.index]
 
+    def decided(self, left: float) -> bool:
+        """Whether so many more visits could not make another candidate the most visited one."""
+        others = np.delete(self.visits, self.index)
+        return bool(self.visits[self.index] - others.max(initial=0) > left)
+
 
 class Search(Generic[State]):
     """Grows a tree from each of B states.
