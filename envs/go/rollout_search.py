@@ -11,6 +11,7 @@ import numpy as np
 from llmgym.envs.go.bias import WEIGHTS
 from llmgym.envs.go.following import moves_between
 from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.net_impressions import NetImpressions
 from llmgym.envs.go.rollouts import HEAVY, LIGHT, STATIC, search
 from llmgym.envs.go.rules import check_whole
 from llmgym.envs.go.state import GoState
@@ -26,6 +27,7 @@ _EDGES_PER_NODE = 60  # most nodes are visited once and get no edges; a tree wit
 _MOST_NODES, _MOST_EDGES = 1 << 21, 1 << 23  # of a tree: half a gigabyte; then it grows no more, but still counts
 _SLICE = 0.05  # seconds between two looks at the clock, at most
 _LOOKS = 32  # into so many parts a search is cut to see whether the rest matters; a rate needs one to be known
+_SHOWN = 128  # simulations of a tree between two looks at a network
 
 
 class RolloutSearch:
@@ -41,6 +43,7 @@ class RolloutSearch:
         candidates: "sensible" (moves that fill no own eye, and the pass) or "all": only then can a loss be proven, and
             only then are boards of a few points played perfectly.
         prior: weight of first impressions with `rule="rave"`, see `llmgym.envs.go.bias`.
+        network: what a network thinks of moves, with `rule="rave"`.
         threads: trees and threads.
         seed: of the playouts.
 
@@ -56,6 +59,7 @@ class RolloutSearch:
         playouts: str = "light",
         candidates: str = "sensible",
         prior: float = 1.0,
+        network: NetImpressions | None = None,
         threads: int = 1,
         seed: int = 0,
     ):
@@ -69,6 +73,7 @@ class RolloutSearch:
         self.mdp, self.options, self.threads = mdp, replace(options, discount=-1.0), threads
         self._kind, self._numbers = PLAYOUTS[playouts], numbers(self.options)
         self._every, self._weights = candidates == "all", prior * WEIGHTS
+        self._network = network
         self._pool = ThreadPoolExecutor(threads - 1) if threads > 1 else None
         self.seed(seed)
         self.forget()
@@ -111,16 +116,17 @@ class RolloutSearch:
         self._follow(state)
         if seconds is not None:
             self._think(state, seconds, early)
-        elif early:
-            self._spend(state, budget)
+        elif early or self._network:
+            self._spend(state, budget, early)
         else:
             self._simulate(state, budget)
         return self._result()
 
-    def _spend(self, state: GoState, simulations: int) -> None:
+    def _spend(self, state: GoState, simulations: int, early: bool) -> None:
         """Slices of simulations until all are made, or the rest does not matter."""
-        portion = self.threads * max(1, simulations // (self.threads * _LOOKS))
-        while simulations > 0 and not self._decided(simulations):
+        portion = max(1, simulations // (self.threads * _LOOKS))
+        portion = self.threads * (min(portion, _SHOWN) if self._network else portion)
+        while simulations > 0 and not (early and self._decided(simulations)):
             self._simulate(state, min(portion, simulations))
             simulations -= portion
 
@@ -133,6 +139,7 @@ class RolloutSearch:
                 if early and spent > seconds / _LOOKS and self._decided(rate * (seconds - spent)):
                     return
                 portion = max(self.threads, int(rate * min(_SLICE, seconds - spent)))
+                portion = min(portion, self.threads * _SHOWN) if self._network else portion
             self._simulate(state, portion)
             done += portion
 
@@ -153,6 +160,8 @@ class RolloutSearch:
         self._grow(state, *jobs[0])
         for future in waiting:
             future.result()
+        for tree, share in jobs if self._network else ():
+            self._network(self.mdp, state, self.nodes[tree], self.edges[tree], int(self.counts[tree, 0]))
 
     def _grow(self, state: GoState, tree: int, simulations: int) -> None:
         komi, arrays = float(self.mdp.rules.komi), (self.nodes[tree], self.edges[tree], self.counts[tree])
