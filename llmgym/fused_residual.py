@@ -66,7 +66,9 @@ class FusedResNet:
         blocks: Any = net.blocks
         more = -net.stem.out_channels % _CHANNELS
         self.stem = Convolution(net.stem, (0, more))
-        self.blocks = [tuple(Convolution(each, (more, more)) for each in (block.first, block.second)) for block in blocks]
+        self.blocks = [
+            tuple(Convolution(each, (more, more)) for each in (block.first, block.second)) for block in blocks
+        ]
         self.actor, self.critic = actor, critic
         self.points, self.board = (Convolution(head.seen, (more, 0)) for head in (actor, critic))
 

@@ -72,7 +72,7 @@ def test_the_same_move_again_and_in_a_copy(untrained):
 
 
 def test_the_tree_is_kept_between_moves(untrained):
-    """What is known below the move and its answer counts on; a game elsewhere, a new one, or reuse=False begins anew."""
+    """What is known below the move and its answer counts on; a game elsewhere, a new one, or reuse=False begins one."""
     mdp, rng = GoMDP(3, komi=0.5), np.random.default_rng(0)
     kept, anew = (player(untrained, simulations=400, early=False, reuse=reuse) for reuse in (True, False))
     for who in (kept, anew):
@@ -108,7 +108,7 @@ def test_it_resigns_where_it_is_lost(untrained):
     lost = game_at(mdp, 4, 1, 3, 9, 5)  # White has one stone that cannot live
     assert player(untrained, simulations=2000, resign=0.05, mix=1.0).move(lost, rng) is None
     assert player(untrained, simulations=2000, mix=1.0).move(lost, rng) is not None
-    with pytest.raises(ValueError, match="resign must be 0 for a network that has learnt margins, got 0.1"):
+    with pytest.raises(ValueError, match=r"resign must be 0 for a network that has learnt margins, got 0\.1"):
         player(untrained, "margin", resign=0.1).check(mdp)
 
 

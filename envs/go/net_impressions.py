@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.state import GoState
-from llmgym.search.evaluators import NetEvaluator
+from llmgym.search import LegalActions
 from llmgym.search.tree import ROOT
 
 _MOST = 64  # nodes of one look at the network: more gain no speed, and wait longer
@@ -22,13 +23,13 @@ class NetImpressions:
     Pachi, which gives a network's moves to a RAVE search in this way.
 
     Args:
-        evaluator: of the network; its values are not looked at.
+        evaluate: states -> what the network says; its values are not looked at.
         weight: simulations that a certain move would count as.
         after: visits of a node until it is shown.
     """
 
-    def __init__(self, evaluator: NetEvaluator, weight: float = 300.0, after: int = 20):
-        self.evaluator, self.weight, self.after = evaluator, weight, after
+    def __init__(self, evaluate: Callable[[Sequence[GoState]], LegalActions], weight: float = 300.0, after: int = 50):
+        self.evaluate, self.weight, self.after = evaluate, weight, after
 
     def __call__(self, mdp: GoMDP, root: GoState, nodes: np.ndarray, edges: np.ndarray, count: int) -> None:
         """Show nodes of a tree to the network that have been visited often enough, the most visited first.
@@ -46,7 +47,7 @@ class NetImpressions:
         new = new[np.argsort(-seen["visits"][new], kind="stable")][:_MOST]
         if not len(new):
             return
-        told = self.evaluator([reached(mdp, root, nodes, edges, node) for node in new.tolist()])
+        told = self.evaluate([reached(mdp, root, nodes, edges, node) for node in new.tolist()])
         for node, outputs in zip(new.tolist(), told.logits, strict=True):
             first, degree = nodes["first"][node], nodes["degree"][node]
             self._impress(edges[first : first + degree], outputs)

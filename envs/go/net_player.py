@@ -16,13 +16,10 @@ from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.rules import check_number, check_whole
 from llmgym.envs.go.settings import Settings
 from llmgym.envs.go.state import GoState
-from llmgym.envs.go.trained import check_board, policy_folder, trained_with
-from llmgym.nets import NetPolicy
+from llmgym.envs.go.trained import check_board, net_evaluator, policy_folder, shipped_folder, trained_with
 from llmgym.search import Result, Search, SearchOptions
-from llmgym.search.evaluators import NetEvaluator
 from llmgym.search.mixed import MixedEvaluator
 
-SHIPPED = Path(__file__).parent / "nets"
 RULES = ("puct", "gumbel")
 _SLICE = 0.05  # seconds between two looks at the clock, about
 _LOOKS = 32  # at whether the rest of a search matters, where simulations are counted
@@ -160,22 +157,13 @@ class NetSearcher(Opponent):
         return self._search
 
     def _made(self, mdp: GoMDP) -> Search[Any]:
-        s, folder, rules = self.settings, self._folder(mdp), mdp.rules
-        told = {name: value for name, value in trained_with(folder).items() if name in ("reward", "planes")}
-        own = GoMDP(rules.board_size, rules.komi, rules.ko, rules.suicide, rules.max_moves, rules.handicap, **told)
-        policy = NetPolicy.load(folder, own, device=s.device)
+        s = self.settings
+        network = net_evaluator(self._folder(mdp), mdp.rules, s.bfloat16, s.device)
+        own: Any = network.mdp
         best = None if own.reward_kind == "margin" else 1.0
         options = SearchOptions(s.simulations, s.rule, discount=-1.0, leaves=s.leaves, best=best)
-        network = NetEvaluator(own, policy, bfloat16=s.bfloat16)
         self._playouts = LeafPlayouts(own, s.playouts) if s.mix else None
         return Search(own, MixedEvaluator(network, s.mix, playout=self._playouts), options)
 
     def _folder(self, mdp: GoMDP) -> Path:
-        if self.settings.policy:
-            return policy_folder(self.settings.policy)
-        folder = SHIPPED / f"{mdp.rules.rows}x{mdp.rules.cols}"
-        if not folder.is_dir():
-            known = ", ".join(sorted(path.name for path in SHIPPED.glob("*x*")))
-            sides = f"{mdp.rules.rows}x{mdp.rules.cols}"
-            raise ValueError(f"llmgym brings networks for {known}, none for {sides}: name one, alphazero:policy=DIR")
-        return folder
+        return policy_folder(self.settings.policy) if self.settings.policy else shipped_folder(mdp.rules)

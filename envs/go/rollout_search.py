@@ -27,7 +27,7 @@ _EDGES_PER_NODE = 60  # most nodes are visited once and get no edges; a tree wit
 _MOST_NODES, _MOST_EDGES = 1 << 21, 1 << 23  # of a tree: half a gigabyte; then it grows no more, but still counts
 _SLICE = 0.05  # seconds between two looks at the clock, at most
 _LOOKS = 32  # into so many parts a search is cut to see whether the rest matters; a rate needs one to be known
-_SHOWN = 128  # simulations of a tree between two looks at a network
+_FIRST = 32  # simulations of a tree before a network is asked
 
 
 class RolloutSearch:
@@ -124,11 +124,9 @@ class RolloutSearch:
 
     def _spend(self, state: GoState, simulations: int, early: bool) -> None:
         """Slices of simulations until all are made, or the rest does not matter."""
-        portion = max(1, simulations // (self.threads * _LOOKS))
-        portion = self.threads * (min(portion, _SHOWN) if self._network else portion)
-        while simulations > 0 and not (early and self._decided(simulations)):
-            self._simulate(state, min(portion, simulations))
-            simulations -= portion
+        portion, done = self.threads * max(1, simulations // (self.threads * _LOOKS)), 0
+        while done < simulations and not (early and self._decided(simulations - done)):
+            done += self._simulate(state, min(self._slice(portion, done), simulations - done))
 
     def _think(self, state: GoState, seconds: float, early: bool) -> None:
         """Slices of simulations until the time is spent, or the rest of it does not matter."""
@@ -139,9 +137,11 @@ class RolloutSearch:
                 if early and spent > seconds / _LOOKS and self._decided(rate * (seconds - spent)):
                     return
                 portion = max(self.threads, int(rate * min(_SLICE, seconds - spent)))
-                portion = min(portion, self.threads * _SHOWN) if self._network else portion
-            self._simulate(state, portion)
-            done += portion
+            done += self._simulate(state, self._slice(portion, done))
+
+    def _slice(self, most: int, done: int) -> int:
+        """Simulations until a network, if there is one, is asked again: seldom enough for several nodes at once."""
+        return min(most, max(done // 8, _FIRST * self.threads)) if self._network else most
 
     def _decided(self, left: float) -> bool:
         """Whether the root is proven, or so many more visits could not make another move the most visited one."""
@@ -151,8 +151,8 @@ class RolloutSearch:
             return True
         return self._result().decided(left)
 
-    def _simulate(self, state: GoState, simulations: int) -> None:
-        """Grow all trees, each on its thread."""
+    def _simulate(self, state: GoState, simulations: int) -> int:
+        """Grow all trees, each on its thread, by so many simulations together, which are returned."""
         shares = [simulations // self.threads + (i < simulations % self.threads) for i in range(self.threads)]
         self._reserve(max(shares))
         jobs = [(i, share) for i, share in enumerate(shares) if share > 0]
@@ -160,8 +160,9 @@ class RolloutSearch:
         self._grow(state, *jobs[0])
         for future in waiting:
             future.result()
-        for tree, share in jobs if self._network else ():
+        for tree, _ in jobs if self._network else ():
             self._network(self.mdp, state, self.nodes[tree], self.edges[tree], int(self.counts[tree, 0]))
+        return simulations
 
     def _grow(self, state: GoState, tree: int, simulations: int) -> None:
         komi, arrays = float(self.mdp.rules.komi), (self.nodes[tree], self.edges[tree], self.counts[tree])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llmgym.envs.go.mdp import GoMDP
+from llmgym.envs.go.net_impressions import NetImpressions
 from llmgym.envs.go.opponents import Game, Opponent
 from llmgym.envs.go.rollout_search import CANDIDATES, RolloutSearch
 from llmgym.envs.go.rules import check_number, check_whole
 from llmgym.envs.go.settings import Settings
+from llmgym.envs.go.trained import check_board, net_evaluator, policy_folder, shipped_folder, trained_with
 from llmgym.search import SearchOptions
 
 RULES = ("rave", "uct", "puct")
@@ -34,6 +37,11 @@ class SearchSettings(Settings):
     c_uct: float = 0.0  # weight of the bonus for few visits; 0 leaves exploring to rave, which the others cannot
     rave: float = 3000.0  # visits at which a mean weighs as much as the all-moves-as-first one
     prior: float = 1.0  # weight of what moves look like before they are tried (only with rave)
+    network: str = ""  # whose idea of moves counts too (only with rave): a folder, or shipped: what llmgym brings
+    network_weight: float = 300.0  # simulations that a move of which the network is sure counts as
+    network_after: int = 50  # visits until a position is shown to the network
+    bfloat16: bool = False  # the network in half the bits, for processors that have it
+    device: str = "auto"  # of the network
     candidates: str = "sensible"  # sensible (no own eye is filled) or all (which small boards need to be solved)
     reuse: bool = True  # whether the tree is kept from move to move
     resign: float = 0.0  # chance of winning at which it resigns, by its own search; at 0 it never does
@@ -44,7 +52,10 @@ class SearchSettings(Settings):
         for name, choices in (("playouts", ("light", "heavy")), ("rule", RULES), ("candidates", CANDIDATES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("seconds", "c_uct", "rave", "prior"):
+        check_whole("network_after", self.network_after, 1, 2**31 - 1)
+        if self.network and self.rule != "rave":
+            raise ValueError(f"a network needs rule=rave, which takes its impressions, got {self.rule!r}")
+        for name in ("seconds", "c_uct", "rave", "prior", "network_weight"):
             check_number(name, getattr(self, name))
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -65,6 +76,16 @@ class SearchOpponent(Opponent):
     def __init__(self, settings: SearchSettings = SearchSettings()):
         self.settings = settings
         self._search: RolloutSearch | None = None
+
+    def check(self, mdp: GoMDP) -> None:
+        """With a network it plays on the board that this was trained on.
+
+        Raises:
+            ValueError: another board, or none of the networks that llmgym brings is for this one.
+        """
+        if self.settings.network:
+            folder = network_folder(self.settings, mdp)
+            check_board(folder, GoMDP(**trained_with(folder)).rules, mdp.rules)
 
     def start(self, game: Game) -> None:
         """A new game needs a new tree."""
@@ -107,5 +128,21 @@ def make_search(mdp: GoMDP, settings: SearchSettings) -> RolloutSearch:
         rave_equivalence=max(settings.rave, 1e-9),
         best=1.0,
     )
-    shape = {"playouts": settings.playouts, "candidates": settings.candidates, "prior": settings.prior}
-    return RolloutSearch(mdp, options, threads=settings.threads, **shape)  # type: ignore[arg-type]
+    network = None
+    if settings.network:
+        evaluate = net_evaluator(network_folder(settings, mdp), mdp.rules, settings.bfloat16, settings.device)
+        network = NetImpressions(evaluate, settings.network_weight, settings.network_after)
+    return RolloutSearch(
+        mdp,
+        options,
+        playouts=settings.playouts,
+        candidates=settings.candidates,
+        prior=settings.prior,
+        network=network,
+        threads=settings.threads,
+    )
+
+
+def network_folder(settings: SearchSettings, mdp: GoMDP) -> Path:
+    """Where the network is that these settings name, for this board."""
+    return shipped_folder(mdp.rules) if settings.network == "shipped" else policy_folder(settings.network)
