@@ -4,10 +4,10 @@ Positional superko, area scoring with every stone alive, komi 7 (draws can happe
 games begins with two random moves of its own, and colours swap within it. The referee is that of `llmgym match`. A void
 game (an engine has crashed, or has not answered) counts for nobody and is told apart.
 
-Ours plays on one thread and keeps its tree between moves. Its simulations are at most so many a move: it stops where
-the rest could not change the move. It resigns where it gives itself a chance of 2 % or less, which can cost it points
-but win none; GNU Go never resigns. Seconds a move are ours: of the clock, and of the processor, which other work on the
-machine slows less.
+Ours plays on one thread and keeps its tree between moves. Its simulations, or its seconds, are at most so many a move:
+it stops where the rest could not change the move. It resigns where it gives itself a chance of 2 % or less, which can
+cost it points but win none; GNU Go never resigns. Seconds a move are ours: of the clock, and of the processor, which
+other work on the machine slows less.
 
 A row's games lie in FOLDER/ROW.json, which is written after every game: the same command goes on where it was stopped,
 and plays nothing if all games are there. Games with a fixed number of simulations repeat with their seed.
@@ -33,6 +33,7 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from llmgym.commands.players import make_player
@@ -51,8 +52,11 @@ ROWS = {
     "uct": ("UCT, light playouts, 5,000", "mcts:simulations=5000,resign=0.02,playouts=light,rule=uct,c_uct=0.5"),
     "rave": ("+ RAVE", "mcts:simulations=5000,resign=0.02,playouts=light,prior=0"),
     "heavy": ("+ heavy playouts", "mcts:simulations=5000,resign=0.02,prior=0"),
-    "priors": ("+ first impressions of moves", "mcts:simulations=5000,resign=0.02"),
-    "best": ("the same, 15,000", "mcts:simulations=15000,resign=0.02"),
+    "best": ("+ first impressions of moves, 15,000", "mcts:simulations=15000,resign=0.02"),
+    "net": (
+        "+ the network's, 0.95 s",
+        "mcts:seconds=0.95,resign=0.02,network=shipped,network_after=30,bfloat16=true,device=cpu",
+    ),
 }
 _SECONDS = ("s a move", "longest", "CPU s a move", "longest")
 HEAD = ("player", "games", "distinct", "void", "score", "95 % interval", "as Black", "as White", *_SECONDS)
@@ -62,7 +66,7 @@ HEAD = ("player", "games", "distinct", "void", "score", "95 % interval", "as Bla
 class Config:
     """What to play."""
 
-    rows: tuple[str, ...] = tuple(ROWS)  # some of uct, rave, heavy, priors, best
+    rows: tuple[str, ...] = tuple(ROWS)  # some of uct, rave, heavy, best, net
     games: int = 200  # of each row; fewer than there are already: none is played
     processes: int = 1  # games at once, each with an engine of its own
     folder: Path = Path(__file__).parent / "go_ladder"  # where the games are
@@ -149,6 +153,7 @@ class Table:
     here: Table
 
     def __init__(self, player: str, games: int):
+        torch.set_num_threads(1)
         mdp = GoMDP(SIZE, KOMI, "positional")
         self.ours = Timed(make_player(player))
         self.entrants = [Entrant("llmgym", self.ours), Entrant("GNU Go", make_player(GNU_GO, TIMEOUT))]
