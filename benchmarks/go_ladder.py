@@ -54,8 +54,8 @@ ROWS = {
     "heavy": ("+ heavy playouts", "mcts:simulations=5000,resign=0.02,prior=0"),
     "best": ("+ first impressions of moves, 15,000", "mcts:simulations=15000,resign=0.02"),
     "net": (
-        "+ the network's, 0.95 s",
-        "mcts:seconds=0.95,resign=0.02,network=shipped,network_after=30,bfloat16=true,device=cpu",
+        "+ the network's, 0.9 s",
+        "mcts:seconds=0.9,resign=0.02,network=shipped,network_after=30,bfloat16=true,device=cpu",
     ),
 }
 _SECONDS = ("s a move", "longest", "CPU s a move", "longest")
