@@ -9,7 +9,8 @@ import pytest
 from numba import njit
 
 from llmgym.envs.go.area import fill_area
-from llmgym.envs.go.board import action_of, begin, fill_board, step
+from llmgym.envs.go.board import begin, fill_board, step
+from llmgym.envs.go.cells import action_of
 from llmgym.envs.go.layout import BARRED, ENDING, TO_PLAY, empty_game
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.rules import GoRules

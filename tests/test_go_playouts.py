@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmgym.compiled import kernel
-from llmgym.envs.go.board import action_of, cell_of, gives_atari
+from llmgym.envs.go.cells import action_of, cell_of, gives_atari
 from llmgym.envs.go.heavy import heavy_cell
 from llmgym.envs.go.layout import ENDING, MOVES
 from llmgym.envs.go.mdp import GoMDP

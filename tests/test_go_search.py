@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmgym.compiled import kernel
-from llmgym.envs.go.board import action_of
+from llmgym.envs.go.cells import action_of
 from llmgym.envs.go.heavy import heavy_cell, pattern_table
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.rollout_search import DEFAULT, RolloutSearch

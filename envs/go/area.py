@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmgym.compiled import inlined, kernel
-from llmgym.envs.go.board import action_of, cell_of, colour_at, neighbour
+from llmgym.envs.go.cells import action_of, cell_of, colour_at, neighbour
 from llmgym.envs.go.layout import BLACK_STONE, BORDER, CELLS, EMPTY, STRIDE, WHITE_STONE
 
 _UNKNOWN = 3

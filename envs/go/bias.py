@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmgym.compiled import inlined
-from llmgym.envs.go.board import at, cell_of, colour_at, head_at, in_atari, neighbour
+from llmgym.envs.go.cells import at, cell_of, colour_at, head_at, in_atari, neighbour
 from llmgym.envs.go.heavy import around, has_pattern, has_stone, liberties_after
 from llmgym.envs.go.layout import CELLS, COLS, LAST, PASSES, ROWS, SIZE, STRIDE, TO_PLAY
 

@@ -15,9 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
-from llmgym.envs.go.board import action_of, advance, at, cell_of, colour_at, head_at, in_atari, may_play, neighbour
+from llmgym.envs.go.board import advance
+from llmgym.envs.go.cells import action_of, at, cell_of, colour_at, head_at, in_atari, neighbour
 from llmgym.envs.go.heavy import around, liberties_after
 from llmgym.envs.go.layout import CELLS, COLS, EMPTIES, EMPTY, ENDING, LAST, ROWS, SIZE, STRIDE, TO_PLAY
+from llmgym.envs.go.legality import may_play
 from llmgym.envs.go.many import stacked
 from llmgym.envs.go.playout import fills_eye, next_random
 from llmgym.envs.go.rules import MAX_CAP

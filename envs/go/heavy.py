@@ -11,18 +11,9 @@ from itertools import product
 import numpy as np
 
 from llmgym.compiled import inlined
-from llmgym.envs.go.board import (
-    at,
-    cell_of,
-    colour_at,
-    gives_atari,
-    head_at,
-    in_atari,
-    may_play,
-    neighbour,
-    only_liberty,
-)
+from llmgym.envs.go.cells import at, cell_of, colour_at, gives_atari, head_at, in_atari, neighbour, only_liberty
 from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, EMPTY, LAST, ROWS, SIZE, STRIDE, TAKEN, TO_PLAY
+from llmgym.envs.go.legality import may_play
 from llmgym.envs.go.playout import fills_eye, next_random, set_aside
 from llmgym.envs.go.shapes import MOST, leaves_one_eye, vital_point
 

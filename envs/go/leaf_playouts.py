@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llmgym.compiled import kernel
-from llmgym.envs.go.board import at
+from llmgym.envs.go.cells import at
 from llmgym.envs.go.layout import COLS, ROWS, TO_PLAY
 from llmgym.envs.go.many import stacked
 from llmgym.envs.go.mdp import GoMDP

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmgym.compiled import inlined, kernel
-from llmgym.envs.go.board import action_of, cell_of, colour_at, head_at, may_play, neighbour
+from llmgym.envs.go.cells import action_of, cell_of, colour_at, head_at, neighbour
 from llmgym.envs.go.layout import (
     BARRED,
     CELLS,
@@ -31,6 +31,7 @@ from llmgym.envs.go.layout import (
     STRIDE,
     TO_PLAY,
 )
+from llmgym.envs.go.legality import may_play
 
 PLANES = {"stones": 2, "history": 2 * (DEPTH - 1), "liberties": 8, "ko": 1, "colour": 1}
 DEFAULT_PLANES = ("stones", "history", "colour")

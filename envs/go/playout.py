@@ -6,8 +6,10 @@ import numpy as np
 
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
-from llmgym.envs.go.board import action_of, advance, at, colour_at, keep_board, may_play, write_mask
+from llmgym.envs.go.board import advance, keep_board
+from llmgym.envs.go.cells import action_of, at, colour_at
 from llmgym.envs.go.layout import BORDER, CELLS, COLS, EMPTIES, ENDING, ROWS, SIZE, STRIDE, TO_PLAY
+from llmgym.envs.go.legality import may_play, write_mask
 
 
 @inlined

@@ -7,9 +7,11 @@ import numpy as np
 from llmgym.compiled import inlined, kernel
 from llmgym.envs.go.area import margin, write_area
 from llmgym.envs.go.bias import impress
-from llmgym.envs.go.board import action_of, advance, at, cell_of, colour_at, write_mask
+from llmgym.envs.go.board import advance
+from llmgym.envs.go.cells import action_of, at, cell_of, colour_at
 from llmgym.envs.go.heavy import heavy_cell
 from llmgym.envs.go.layout import BLACK_STONE, CAPTURES, COLS, ENDING, LAST, MOVES, ROWS, TO_PLAY, WHITE_STONE
+from llmgym.envs.go.legality import write_mask
 from llmgym.envs.go.playout import light_cell, spare_eyes
 from llmgym.search.rules import RAVE, choose
 from llmgym.search.tree import NO_CHILD, ROOT, add_edge, add_node, back_up

@@ -9,8 +9,10 @@ from numba import prange
 
 from llmgym.compiled import inlined, kernel, shared
 from llmgym.envs.go.area import margin, write_area
-from llmgym.envs.go.board import at, keep_board, move, write_mask
+from llmgym.envs.go.board import keep_board, move
+from llmgym.envs.go.cells import at
 from llmgym.envs.go.layout import COLS, ENDED_BY_ILLEGAL, ENDING, LOST, ROWS, TAKEN, TO_PLAY
+from llmgym.envs.go.legality import write_mask
 from llmgym.envs.go.planes import write_planes
 from llmgym.envs.go.playout import pick, write_light_mask
 

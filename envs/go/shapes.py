@@ -8,7 +8,7 @@ the most neighbours of one of them.
 from __future__ import annotations
 
 from llmgym.compiled import inlined
-from llmgym.envs.go.board import at, colour_at, neighbour
+from llmgym.envs.go.cells import at, colour_at, neighbour
 from llmgym.envs.go.layout import CELLS, EMPTY, STRIDE, TO_PLAY
 
 MOST = 6  # points of a region that matters

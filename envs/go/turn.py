@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmgym.compiled import kernel
-from llmgym.envs.go.board import at, keep_board, move, write_mask
+from llmgym.envs.go.board import keep_board, move
+from llmgym.envs.go.cells import at
 from llmgym.envs.go.layout import ENDING, LOST, MOVES, TAKEN, TO_PLAY
+from llmgym.envs.go.legality import write_mask
 from llmgym.envs.go.mdp import GoMDP
 from llmgym.envs.go.planes import plane_count, plane_flags, write_planes
 from llmgym.envs.go.playout import pick, spare_eyes
