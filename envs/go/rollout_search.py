@@ -160,8 +160,9 @@ class RolloutSearch:
         self._grow(state, *jobs[0])
         for future in waiting:
             future.result()
-        for tree, _ in jobs if self._network else ():
-            self._network(self.mdp, state, self.nodes[tree], self.edges[tree], int(self.counts[tree, 0]))
+        if self._network is not None:
+            for tree, _ in jobs:
+                self._network(self.mdp, state, self.nodes[tree], self.edges[tree], int(self.counts[tree, 0]))
         return simulations
 
     def _grow(self, state: GoState, tree: int, simulations: int) -> None:
