@@ -108,11 +108,11 @@ class NetSearcher(Opponent):
 
     def move(self, game: Game, rng: np.random.Generator) -> int | None:
         """The move that a search finds, or None to resign."""
-        search = self._prepared(game.mdp)
+        began, search = time.perf_counter(), self._prepared(game.mdp)
         if self._playouts is not None:
             self._playouts.seed(int(rng.integers(2**63)))
         self._follow(search, game.state, rng)
-        found = self._think(search)
+        found = self._think(search, began)
         hopeless = self.settings.resign > 0 and (1 + found.values[found.index]) / 2 <= self.settings.resign
         return None if hopeless else int(found.action)
 
@@ -129,12 +129,12 @@ class NetSearcher(Opponent):
         if search.options.rule == "gumbel":
             search.gumbels[:] = 0.0  # the best move, not a sample
 
-    def _think(self, search: Search[Any]) -> Result:
+    def _think(self, search: Search[Any], began: float) -> Result:
         """Simulations until all are made, or the time is spent, or the rest could not change the move."""
         s = self.settings
         if search.options.rule == "gumbel" or not (s.early or s.seconds):
             return search.run()[0]
-        began, done, portion = time.perf_counter(), 0, min(s.leaves, s.simulations)
+        done, portion = 0, min(s.leaves, s.simulations)
         while True:
             result, done = search.run(portion)[0], done + portion
             spent = time.perf_counter() - began

@@ -102,20 +102,21 @@ class RolloutSearch:
         Args:
             state: the root.
             simulations: of all threads together; None: those of the options.
-            seconds: search for so long instead.
+            seconds: search for so long instead, what it takes to follow the game counted.
             early: end before, once the root is proven or the most visited move cannot be overtaken by all that is left
                 of the simulations, or of the time at the rate so far. Proofs apart, the move is the same.
 
         Raises:
             NoLegalAction: the game is over.
         """
+        began = time.perf_counter()
         if self.mdp.terminal(state):
             raise NoLegalAction("a search needs a root that is not terminal")
         budget = self.options.simulations if simulations is None else simulations
         check_whole("simulations", budget, 1, 2**31)
         self._follow(state)
         if seconds is not None:
-            self._think(state, seconds, early)
+            self._think(state, began + seconds, early)
         elif early or self._network:
             self._spend(state, budget, early)
         else:
@@ -128,15 +129,16 @@ class RolloutSearch:
         while done < simulations and not (early and self._decided(simulations - done)):
             done += self._simulate(state, min(self._slice(portion, done), simulations - done))
 
-    def _think(self, state: GoState, seconds: float, early: bool) -> None:
-        """Slices of simulations until the time is spent, or the rest of it does not matter."""
-        began, done, portion = time.perf_counter(), 0, 16 * self.threads
-        while (spent := time.perf_counter() - began) < seconds:
+    def _think(self, state: GoState, end: float, early: bool) -> None:
+        """Slices of simulations until the clock says so, or the rest of them does not matter."""
+        began, done = time.perf_counter(), 0
+        while (now := time.perf_counter()) < end:
+            portion, left = 16 * self.threads, end - now
             if done:
-                rate = done / spent
-                if early and spent > seconds / _LOOKS and self._decided(rate * (seconds - spent)):
+                rate = done / (now - began)
+                if early and now - began > (end - began) / _LOOKS and self._decided(rate * left):
                     return
-                portion = max(self.threads, int(rate * min(_SLICE, seconds - spent)))
+                portion = max(self.threads, int(rate * min(_SLICE, left)))
             done += self._simulate(state, self._slice(portion, done))
 
     def _slice(self, most: int, done: int) -> int:

@@ -89,8 +89,7 @@ class SearchOpponent(Opponent):
 
     def start(self, game: Game) -> None:
         """A new game needs a new tree."""
-        if self._search is not None:
-            self._search.forget()
+        self._prepared(game.mdp).forget()
 
     def move(self, game: Game, rng: np.random.Generator) -> int | None:
         """The move that a search finds, or None to resign."""
