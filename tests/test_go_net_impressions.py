@@ -11,7 +11,7 @@ from llmgym.envs.go.net_impressions import NetImpressions, reached
 from llmgym.envs.go.replay import new_game
 from llmgym.envs.go.rollout_search import DEFAULT, RolloutSearch
 from llmgym.envs.go.trained import net_evaluator, shipped_folder
-from llmgym.search import LegalActions
+from llmgym.search import LegalActions, SearchOptions
 from llmgym.search.tree import ROOT
 
 
@@ -89,6 +89,12 @@ def test_a_move_that_the_network_likes_is_tried():
         for action in (None, 10)
     ]
     assert visits[1] > 5 * visits[0] + 50
+
+
+def test_only_rave_hears_a_network():
+    mdp = GoMDP(5)
+    with pytest.raises(ValueError, match="a network needs the rule 'rave', which takes its impressions, got 'uct'"):
+        RolloutSearch(mdp, SearchOptions(rule="uct"), network=NetImpressions(Says(mdp)))
 
 
 def test_the_players_that_take_a_network(tmp_path):

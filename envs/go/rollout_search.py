@@ -69,6 +69,8 @@ class RolloutSearch:
             raise ValueError(f"candidates must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
         if options.rule == "gumbel":
             raise ValueError("rule of a search with playouts must be puct, uct or rave, got 'gumbel'")
+        if network is not None and options.rule != "rave":
+            raise ValueError(f"a network needs the rule 'rave', which takes its impressions, got {options.rule!r}")
         check_whole("threads", threads, 1, 1024)
         self.mdp, self.options, self.threads = mdp, replace(options, discount=-1.0), threads
         self._kind, self._numbers = PLAYOUTS[playouts], numbers(self.options)

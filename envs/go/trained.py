@@ -63,7 +63,7 @@ def shipped_folder(rules: GoRules) -> Path:
     sides = f"{rules.rows}x{rules.cols}"
     if not (SHIPPED / sides).is_dir():
         known = ", ".join(sorted(path.name for path in SHIPPED.glob("*x*")))
-        raise ValueError(f"llmgym brings networks for {known}, none for {sides}: name one, policy=DIR")
+        raise ValueError(f"llmgym brings networks for {known}, none for {sides}: name the folder of one of yours")
     return SHIPPED / sides
 
 
